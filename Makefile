@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Both install what they need into .venv first.
+SEED ?= 0
+TASK ?= sudoku
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test test-slow lint clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unmask needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[report,data,trackers,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/unmask demo --task $(TASK) --seed $(SEED)
+
+test: install
+	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m 'slow and not gpu'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,275 @@
+"""The `unmask` command. Every subcommand is a function of its words; heavy imports wait until one is chosen."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
+
+  unmask demo                               see it work: a tiny model learns sudoku, in minutes, on a CPU
+  unmask sft --config PRESET --out DIR      supervised fine-tuning
+  unmask train --config PRESET --out DIR    reinforcement learning
+  unmask sample MODEL --prompt TEXT         answers of a model
+  unmask eval MODEL --task NAME             success on a task, as JSON with every generation
+  unmask report RUN                         one page about a run
+  unmask compare RUN RUN ... --out DIR      table and plot over several runs
+  unmask export RUN OUT                     the final model in its family's official format
+  unmask presets                            run and method presets, one name per line
+  unmask doctor [MODEL]                     what this machine can do, what this model needs
+
+`unmask COMMAND --help` lists the options of a command. `--debug` shows the traceback of an error.
+MODEL is a directory in Hugging Face layout, a run directory, a hub id, or builtin:NAME.
+"""
+
+
+def thread_policy() -> None:
+    """OpenMP threads wait without spinning: on shared cores spinning ones are many times slower than one thread.
+
+    Must run before torch is imported; variables that are set already are respected.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0 done, 1 failed while running, 2 wrong usage, config or input."""
+    thread_policy()
+    given = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"unmask {version('unmask')}")
+        return 0
+    try:
+        if given[0] not in COMMANDS:
+            raise UserError(f"unknown command {given[0]!r}; commands are {', '.join(COMMANDS)}")
+        COMMANDS[given[0]](given[1:])
+    except (UserError, RunError) as error:
+        if debug:
+            raise
+        print(f"unmask: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("unmask: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _flag(words: list[str], name: str) -> bool:
+    """Takes a flag out of the words."""
+    found = name in words
+    words[:] = [word for word in words if word != name]
+    return found
+
+
+def _parser(command: str, description: str) -> "ArgumentParser":
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"unmask {command}", description=description, exit_on_error=False)
+
+
+def _parse(parser: "ArgumentParser", words: Sequence[str]) -> Any:
+    from unmask.config import guarded
+
+    options = guarded(parser.parse_args, list(words))
+    return guarded(parser.instantiate, options)
+
+
+def sft(words: list[str]) -> None:
+    from unmask.config import SFTConfig, parse
+    from unmask.sft import sft as run
+
+    resume = _flag(words, "--resume")
+    config, settings = parse(SFTConfig, "sft", words, "Supervised fine-tuning on the completions of a task.")
+    _finish(run(config, settings, resume))
+
+
+def train(words: list[str]) -> None:
+    from unmask.config import TrainConfig, parse
+    from unmask.rl import train as run
+
+    resume = _flag(words, "--resume")
+    config, settings = parse(TrainConfig, "train", words, "Reinforcement learning.")
+    _finish(run(config, settings, resume))
+
+
+def _finish(run: Any) -> None:
+    if run.runtime.main:
+        from unmask.report import write_report
+
+        print(f"model   {run.directory.model}")
+        print(f"report  {write_report(run.directory.path)}")
+
+
+def demo(words: list[str]) -> None:
+    from unmask.demo import demo as run
+
+    parser = _parser("demo", "The whole story on a built-in tiny model: evaluate, train, evaluate again, report.")
+    parser.add_argument("--task", default="sudoku", help="which world")
+    parser.add_argument("--seed", type=int, default=0, help="of every random number")
+    parser.add_argument("--out", type=str | None, default=None, help="run directory; default runs/demo-TASK-seedN")
+    parser.add_argument("--method", default="maskgrpo", help="method preset, see `unmask presets`")
+    parser.add_argument("--steps", type=int | None, default=None, help="rollout batches; default: the preset's")
+    parser.add_argument("--shuffle_rewards", type=bool, default=False, help="control: rewards without information")
+    options = _parse(parser, words)
+    overrides = ["--shuffle_rewards", "true"] if options.shuffle_rewards else []
+    if options.steps is not None:
+        overrides += ["--steps", str(options.steps)]
+    run(options.task, options.seed, options.out, options.method, overrides)
+
+
+def sample(words: list[str]) -> None:
+    from unmask.generate import generate
+    from unmask.samplers import Sampler
+
+    parser = _parser("sample", "Answers of a model to a prompt, on stdout.")
+    parser.add_argument("model", help="directory, run directory, hub id or builtin:NAME")
+    parser.add_argument("--prompt", required=True, type=str, help="the user's text")
+    parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
+    parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
+    parser.add_argument("--samples", type=int, default=1, help="answers, one per line")
+    parser.add_argument("--seed", type=int, default=0, help="of every random number")
+    parser.add_argument("--trace", type=bool, default=False, help="also show how the answer appeared, step by step")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: the checkpoint's")
+    parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
+    if "--trace" in words and (words[-1] == "--trace" or words[words.index("--trace") + 1].startswith("--")):
+        words.insert(words.index("--trace") + 1, "true")
+    options = _parse(parser, _with_default_sampler(words))
+    generate(options)
+
+
+def _with_default_sampler(words: list[str]) -> list[str]:
+    """`--sampler.steps 8` changes the model's own sampler: put that one in front, if no class is named."""
+    from unmask.generate import own_sampler
+
+    if not words or words[0].startswith("-") or "--sampler" in words or "--help" in words:
+        return words
+    if any(word.startswith("--sampler.") for word in words):
+        return [words[0], "--sampler", json.dumps(own_sampler(words[0])), *words[1:]]
+    return words
+
+
+def evaluate(words: list[str]) -> None:
+    from unmask.generate import evaluate_model
+    from unmask.samplers import Sampler
+    from unmask.tasks import NAMES
+
+    parser = _parser("eval", "Success of a model on a task: greedy, or with --samples K at the sampler's temperature.")
+    parser.add_argument("model", help="directory, run directory, hub id or builtin:NAME")
+    parser.add_argument("--task", required=True, help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("--data", type=str | None, default=None, help="the task's file or hub id")
+    parser.add_argument("--split", default="test", help="train, validation or test")
+    parser.add_argument("--items", type=int | None, default=None, help="only the first rows of the split")
+    parser.add_argument("--protocol", type=str | None, default=None, help="wording of prompts: unmask")
+    parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask")
+    parser.add_argument("--samples", type=int, default=1, help="answers per row; more than one gives pass@k")
+    parser.add_argument("--seed", type=int, default=0, help="of every random number")
+    parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
+    parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
+    parser.add_argument("--batch", type=int, default=256, help="answers per forward")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: the checkpoint's")
+    parser.add_argument("--precision", default="auto", help="of the forward pass: auto, float32 or bfloat16")
+    parser.add_argument("--out", type=str | None, default=None, help="write the JSON here instead of to stdout")
+    parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
+    options = _parse(parser, _with_default_sampler(words))
+    evaluate_model(options)
+
+
+def report(words: list[str]) -> None:
+    from unmask.report import write_report
+
+    parser = _parser("report", "Writes RUN/report.html, one self-contained page.")
+    parser.add_argument("run", type=str, help="run directory")
+    parser.add_argument("--out", type=str | None, default=None, help="another place for the page")
+    options = _parse(parser, words)
+    print(write_report(_run(options.run), None if options.out is None else Path(options.out)))
+
+
+def compare(words: list[str]) -> None:
+    from unmask.report import write_comparison
+
+    parser = _parser("compare", "Table and plot over several runs.")
+    parser.add_argument("runs", nargs="+", type=str, help="run directories")
+    parser.add_argument("--out", default="comparison", help="directory for the page and the JSON")
+    options = _parse(parser, words)
+    print(write_comparison([_run(run) for run in options.runs], Path(options.out)))
+
+
+def _run(path: str) -> Path:
+    if not (Path(path) / "config.yaml").is_file():
+        raise UserError(f"{path} is no run directory: it has no config.yaml")
+    return Path(path)
+
+
+def export(words: list[str]) -> None:
+    from unmask.models import load
+
+    parser = _parser("export", "Writes the final model of a run in its family's official format.")
+    parser.add_argument("run", type=str, help="run directory")
+    parser.add_argument("out", type=str, help="new directory for the model")
+    options = _parse(parser, words)
+    run, out = _run(options.run), Path(options.out)
+    if not (run / "model").is_dir():
+        raise UserError(f"{run} has no final model yet: finish it with --resume")
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another directory")
+    load(str(run / "model")).save(out)
+    print(out)
+
+
+def presets(words: list[str]) -> None:
+    from unmask.config import preset_names
+
+    parser = _parser("presets", "Presets that --config and --method know, one name per line.")
+    _parse(parser, words)
+    print("runs (--config)")
+    print("\n".join(f"  {name}" for name in preset_names("runs")))
+    print("methods (--method)")
+    print("\n".join(f"  {name}" for name in preset_names("methods")))
+
+
+def doctor(words: list[str]) -> None:
+    from unmask.doctor import report_machine, report_model
+
+    parser = _parser("doctor", "What this machine can do, and what a model needs.")
+    parser.add_argument("model", nargs="?", type=str | None, default=None, help="directory, hub id or builtin:NAME")
+    options = _parse(parser, words)
+    report_machine()
+    if options.model:
+        report_model(options.model)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "sft": sft,
+    "train": train,
+    "sample": sample,
+    "eval": evaluate,
+    "report": report,
+    "compare": compare,
+    "export": export,
+    "presets": presets,
+    "doctor": doctor,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""`unmask demo`: evaluates a built-in base model, trains it, evaluates it again, writes the report."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unmask.config import TrainConfig, parse, preset_names
+from unmask.errors import UserError
+from unmask.evaluate import evaluate
+from unmask.models import load
+from unmask.progress import Progress
+from unmask.report import write_report
+from unmask.rl import train
+from unmask.run_directory import write_json
+
+
+def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence[str]) -> None:
+    """Runs the preset `demo-TASK`; `overrides` are more words of `unmask train`."""
+    name = f"demo-{task}"
+    if name not in preset_names("runs"):
+        known = ", ".join(preset[5:] for preset in preset_names("runs") if preset.startswith("demo-"))
+        raise UserError(f"there is no demo of task {task!r}; demos are {known}")
+    folder = Path(out) if out is not None else _free(Path("runs") / f"demo-{task}-seed{seed}")
+    words = ["--config", name, "--method", method, "--out", str(folder), "--seed", str(seed), *overrides]
+    config, settings = parse(TrainConfig, "train", words)
+    console = Console(stderr=True, highlight=False)
+    started = time.monotonic()
+
+    def solved(source: str, when: str) -> dict[str, Any]:
+        with Progress(f"evaluate {when}", 0) as progress:
+            result = evaluate(load(source), config.task, sampler=config.sampler, progress=progress)
+        low, high = result["interval"]
+        share, items = result["score"], result["items"]
+        console.print(f"{when}: {share:.3f} of {items} test items solved (95 % interval {low:.3f} to {high:.3f})")
+        return result
+
+    console.print(f"{method} on {task}, seed {seed}; everything goes to {folder}")
+    before = solved(str(config.model), "before")
+    run = train(config, settings)
+    after = solved(str(folder / "model"), "after")
+    write_json(folder / "evaluation" / "before.json", before)
+    write_json(folder / "evaluation" / "after.json", after)
+    summary = {
+        "task": task,
+        "method": "shuffled-rewards" if config.shuffle_rewards else config.method,
+        "seed": seed,
+        "before": before["score"],
+        "after": after["score"],
+        "test_items": after["items"],
+        "steps": run.step,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(folder / "summary.json", summary)
+    page = write_report(folder)
+    console.print(f"solved before {before['score']:.3f}, after {after['score']:.3f}; {summary['seconds']:.0f} s")
+    print(f"report  {page}")
+
+
+def _free(path: Path) -> Path:
+    """The path itself, or the first free one with a number behind it."""
+    if not path.exists():
+        return path
+    number = 2
+    while path.with_name(f"{path.name}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}-{number}")

@@ -1,0 +1,212 @@
+"""Evaluation: answers to the rows of a split, judged by the task's metric, with every generation kept."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from unmask.errors import UserError
+from unmask.modalities.base import Modality
+from unmask.models import Model
+from unmask.progress import Progress
+from unmask.random import Random
+from unmask.rewards.base import Reward
+from unmask.runtime import Compute, Runtime
+from unmask.samplers.base import Sampler
+from unmask.samplers.confidence import LowConfidence
+from unmask.tasks.base import Row, Task
+from unmask.types import Policy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Judged answers of a split, in the order of its rows.
+
+    Args:
+        score: share of correct answers, in [0, 1].
+        interval: its 95 % interval.
+        pass_at: k -> probability that one of k answers is correct.
+        generations: one record per answer.
+    """
+
+    score: float
+    interval: tuple[float, float]
+    pass_at: dict[int, float]
+    generations: list[dict[str, Any]]
+
+
+def interval(correct: Sequence[float], clusters: Sequence[Any] | None = None) -> tuple[float, float]:
+    """95 % Wilson interval of a mean of values in [0, 1].
+
+    With clusters (rows that share a solution are not independent) the number of rows is replaced by the effective one,
+    p (1 - p) / se^2 with the cluster-robust standard error se.
+    """
+    n = len(correct)
+    if not n:
+        return 0.0, 1.0
+    p = sum(correct) / n
+    size = float(n)
+    if clusters is not None and 0 < p < 1:
+        sums: dict[Any, float] = {}
+        for value, cluster in zip(correct, clusters, strict=True):
+            sums[cluster] = sums.get(cluster, 0.0) + value - p
+        variance = sum(total**2 for total in sums.values()) / n**2 * len(sums) / max(1, len(sums) - 1)
+        size = min(n, p * (1 - p) / variance) if variance else size
+    z = 1.959964
+    centre = (p + z * z / (2 * size)) / (1 + z * z / size)
+    half = z * math.sqrt(p * (1 - p) / size + z * z / (4 * size * size)) / (1 + z * z / size)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the probability that one of k answers is correct, from n answers (arXiv 2107.03374)."""
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def measure(
+    policy: Policy,
+    modality: Modality,
+    rows: Sequence[Row],
+    success: Reward,
+    sampler: Sampler,
+    slots: int,
+    runtime: Runtime,
+    *,
+    task: str = "",
+    samples: int = 1,
+    seed: int = 0,
+    batch: int = 256,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    """Answers and judges `rows`, `samples` times each; every process takes a share of them.
+
+    Args:
+        batch: answers per forward.
+        progress: is told how many answers were finished.
+    """
+    work = [(index, copy) for index in range(len(rows)) for copy in range(samples)]
+    mine = runtime.share(work)
+    root = Random.root(seed, "evaluate", device=runtime.device)
+    found = []
+    for start in range(0, len(mine), batch):
+        part = mine[start : start + batch]
+        index, copy = (torch.tensor(column, device=runtime.device) for column in zip(*part, strict=True))
+        asked = [rows[i] for i, _ in part]
+        canvas = modality.encode([row["prompt"] for row in asked], slots).to(runtime.device)
+        answer = sampler(policy, canvas, root.fold(index).fold(copy))
+        texts = modality.decode(answer.x.cpu())
+        scores = success(texts, asked)
+        for row, (i, c), text, score, x, order in zip(
+            asked, part, texts, scores, answer.x.cpu(), answer.revealed_at.tolist(), strict=True
+        ):
+            found.append(
+                {
+                    "index": i,
+                    "copy": c,
+                    "id": row.get("id", str(i)),
+                    "task": task,
+                    "question": row["prompt"],
+                    "ground_truth": row.get("answer"),
+                    "generation": text,
+                    "correct": score.value == 1.0,
+                    "status": score.status,
+                    "cluster": row.get("cluster"),
+                    "tokens": modality.pieces(x),
+                    "revealed_at": order,
+                }
+            )
+        progress(len(part))
+    found = sorted(runtime.gather(found), key=lambda item: (item["index"], item["copy"]))
+    return summarise(found, samples)
+
+
+def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:
+    """Score, interval and pass@k of judged generations, `samples` consecutive ones per row."""
+    groups = [generations[i : i + samples] for i in range(0, len(generations), samples)]
+    shares = [sum(item["correct"] for item in group) / samples for group in groups]
+    clusters = [group[0].get("cluster") or index for index, group in enumerate(groups)]
+    pass_at = {}
+    for k in sorted({2**i for i in range(samples.bit_length())} | {samples}):
+        if k <= samples:
+            values = [pass_at_k(samples, sum(item["correct"] for item in group), k) for group in groups]
+            pass_at[k] = sum(values) / max(1, len(values))
+    return Outcome(sum(shares) / max(1, len(shares)), interval(shares, clusters), pass_at, generations)
+
+
+def record(outcome: Outcome, task: Task, split: str, sampler: Sampler, **extra: Any) -> dict[str, Any]:
+    """The result file: the score and everything that it depends on."""
+    return {
+        "score": outcome.score,
+        "interval": list(outcome.interval),
+        "pass_at": {str(k): value for k, value in outcome.pass_at.items()},
+        "task": task.name,
+        "split": split,
+        "protocol": task.protocol,
+        "parser": task.parser,
+        "items": len({item["id"] for item in outcome.generations}),
+        "sampler": {"class": type(sampler).__name__, **asdict(sampler), "answer_length": task.answer_length},
+        "sources": task.sources(split),
+        **extra,
+        "infra_errors": sum(item["status"] == "infra_error" for item in outcome.generations),
+        "generations": outcome.generations,
+    }
+
+
+def evaluate(
+    model: Model,
+    task: Task,
+    *,
+    split: str = "test",
+    items: int | None = None,
+    sampler: Sampler | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    batch: int = 256,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Success of a model on a split, as a JSON-safe result with every generation.
+
+    Args:
+        items: only the first rows of the split.
+        sampler: default: LLaDA's low-confidence order, one token per step.
+        samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
+        batch: answers per forward.
+    """
+    runtime = runtime or Runtime(Compute(device=model.backbone.device.type))
+    sampler = sampler or LowConfidence(steps=task.answer_length)
+    rows = rows_of(task, split, items)
+    if progress is not None:
+        progress.expect(len(rows) * samples)
+    outcome = measure(
+        model.policy(model.backbone, runtime.autocast, runtime.device),
+        model.modality,
+        rows,
+        model.reading(task.success),
+        for_samples(sampler, samples),
+        task.answer_length,
+        runtime,
+        task=task.name,
+        samples=samples,
+        seed=seed,
+        batch=batch,
+        progress=progress.advance if progress is not None else lambda _: None,
+    )
+    return record(outcome, task, split, for_samples(sampler, samples), seed=seed, precision=runtime.precision)
+
+
+def rows_of(task: Task, split: str, items: int | None) -> Sequence[Row]:
+    """The first `items` rows of a split, all of them for None."""
+    rows = task.rows(split)
+    if items is not None and items < 1:
+        raise UserError(f"items must be at least 1, not {items}")
+    return rows if items is None else rows[: min(items, len(rows))]
+
+
+def for_samples(sampler: Sampler, samples: int) -> Sampler:
+    """Greedy for a single answer; the sampler as it is, at a positive temperature, for several."""
+    if samples == 1:
+        return sampler.greedy()
+    return sampler if sampler.temperature > 0 else replace(sampler, temperature=1.0)

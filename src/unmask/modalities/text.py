@@ -1,0 +1,97 @@
+"""Text: a chat prompt, left-padded, with the answer slots behind it."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from unmask.errors import UserError
+from unmask.modalities.base import Modality, Prompt
+from unmask.types import Canvas
+
+
+class Text(Modality):
+    """Text answers of a masked language model.
+
+    Rows are `[pad ...] prompt [slot ...]`; pads are hidden from attention. Local ids are global ids, and k is the number
+    of rows of the head. The mask id and the rows past the tokenizer are banned; end tokens are ordinary candidates.
+
+    Args:
+        tokenizer: with a chat template, unless all prompts are plain ids.
+        vocabulary: rows of the head.
+        mask_id, pad_id: global ids.
+        end_ids: ids that end an answer (`<|eot_id|>`, eos).
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, pad_id: int, end_ids: Sequence[int]
+    ):
+        self.tokenizer, self.mask_id, self.pad_id = tokenizer, mask_id, pad_id
+        self.vocab = (0, vocabulary)
+        self.end_ids = torch.tensor(sorted(set(end_ids)))
+        self.banned = torch.arange(vocabulary) >= len(tokenizer)
+        self.banned[mask_id] = True
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of one prompt under the chat template, ready for the answer to follow."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template: put a chat_template.jinja "
+                "beside it, or use an instruction-tuned checkpoint"
+            )
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written bos already
+
+    def encode(self, prompts: Sequence[Prompt], slots: int) -> Canvas:
+        """Rows of the length of the longest prompt + `slots`; `blank` has every prompt token masked (LLaDA)."""
+        encoded = [self.prompt_ids(prompt) for prompt in prompts]
+        longest = max(map(len, encoded), default=0)
+        ids = torch.full((len(encoded), longest + slots), self.mask_id)
+        attend = torch.ones_like(ids, dtype=torch.bool)
+        for row, tokens in enumerate(encoded):
+            pads = longest - len(tokens)
+            ids[row, :pads], attend[row, :pads] = self.pad_id, False
+            ids[row, pads:longest] = torch.tensor(tokens, dtype=ids.dtype)
+        slot = torch.arange(longest, longest + slots).expand(len(encoded), slots)
+        seen = None if all(len(tokens) == longest for tokens in encoded) else attend
+        blank = Canvas(torch.where(attend, self.mask_id, ids), slot, seen)
+        return Canvas(ids, slot, seen, blank=blank)
+
+    def encode_answers(self, completions, slots):
+        """Each answer is closed with the end token and filled up with eos; slots behind the end are not counted."""
+        end, fill = self._closing()
+        x = torch.full((len(completions), slots), fill)
+        filled = torch.zeros_like(x, dtype=torch.bool)
+        for row, completion in enumerate(completions):
+            tokens = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            if len(tokens) > slots:
+                raise UserError(f"answer of {len(tokens)} tokens does not fit {slots} slots: {completion[:60]!r}")
+            tokens = [*tokens, end][:slots]
+            x[row, : len(tokens)] = torch.tensor(tokens, dtype=x.dtype)
+            filled[row, : len(tokens)] = True
+        return x, filled
+
+    def _closing(self) -> tuple[int, int]:
+        eot = self.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+        return (eot if eot in self.end_ids.tolist() else self.pad_id), self.pad_id
+
+    def valid(self, x: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+        """True up to and including the first end token."""
+        end = torch.isin(x, self.end_ids.to(x.device))
+        return end.cumsum(1) - end.long() == 0
+
+    def decode(self, x: Int[Tensor, "b t"]) -> list[str]:
+        """Text with special tokens kept, so that rewards can cut at the first end token."""
+        return self.tokenizer.batch_decode(x.tolist(), skip_special_tokens=False)
+
+    def visible(self, x: Int[Tensor, "b t"]) -> list[str]:
+        """Text up to the first end token, without special tokens."""
+        ends = self.valid(x).sum(1).tolist()
+        rows = [row[:end] for row, end in zip(x.tolist(), ends, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def pieces(self, x: Int[Tensor, "t"]) -> list[str]:
+        return [self.tokenizer.decode([token]) for token in x.tolist()]

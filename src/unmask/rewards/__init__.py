@@ -1,0 +1,51 @@
+"""Rewards: what a completion is worth. `NAMES` are the ones that the command line knows."""
+
+from unmask.errors import UserError
+from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
+from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
+from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
+from unmask.rewards.user import UserReward, UserRewardError
+
+__all__ = [
+    "NAMES",
+    "AdditionWorked",
+    "Boxed",
+    "CountdownSolved",
+    "ExactAnswer",
+    "Format",
+    "Integer",
+    "Judged",
+    "Number",
+    "PerItem",
+    "Reward",
+    "Row",
+    "Score",
+    "SudokuSolved",
+    "TextReward",
+    "UserReward",
+    "UserRewardError",
+    "Weighted",
+    "by_name",
+    "combine",
+]
+
+NAMES: dict[str, type[Reward]] = {
+    reward.name: reward
+    for reward in (Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked)
+}
+
+
+def by_name(spec: str) -> Reward:
+    """The reward that NAME or FILE.py:FUNCTION stands for, with its defaults.
+
+    Raises:
+        UserError: there is no such name, file or function.
+    """
+    if spec in NAMES:
+        return NAMES[spec]()
+    path, colon, function = spec.rpartition(":")
+    if colon and function and path.endswith(".py"):
+        return UserReward(path, function)
+    if spec.endswith(".py") or path.endswith(".py"):
+        raise UserError(f"reward {spec!r} names no function; write it as FILE.py:FUNCTION")
+    raise UserError(f"there is no reward {spec!r}; choose one of {', '.join(NAMES)} or FILE.py:FUNCTION")

@@ -1,0 +1,316 @@
+"""The method: reinforcement learning of a masked diffusion model by groups of answers (GRPO and its relatives).
+
+One step: roll out g answers for each of p prompts, judge them, fix the masked views on which they are scored, improve
+the policy for e epochs on those views, log. Everything is drawn from (seed, step, prompt, copy), so a step can be
+repeated on any number of processes.
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.advantages import Advantage
+from unmask.errors import UserError
+from unmask.objectives.base import Objective
+from unmask.objectives.gradient import MicroBatch, accumulate_gradient
+from unmask.random import Random
+from unmask.rewards import by_name, combine
+from unmask.rewards.base import Judged, Weighted
+from unmask.run import Run, RunConfig, order
+from unmask.tasks.base import Row
+from unmask.types import Answer, Policy, Rollouts, View, Views
+from unmask.views.likelihood import Likelihood
+from unmask.views.score import score
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Settings of reinforcement learning.
+
+    Args:
+        method: what the combination below is called; method presets set it.
+        likelihood: the law of the views on which log-probabilities are taken.
+        objective: what is minimised.
+        advantage: how the rewards of siblings are compared.
+        rewards: names or FILE.py:FUNCTION; empty takes the task's own.
+        reward_weights: one per reward; empty weighs all of them 1.
+        shuffle_rewards: control experiment: rewards are permuted over the batch, so nothing can be learned from them.
+        prompts: prompts per step, over all processes.
+        answers: answers per prompt (the group).
+        epochs: inner epochs over one batch of rollouts; each has views of its own.
+        updates_per_epoch: optimizer updates per epoch; prompts are divided among them.
+        logged_rollouts: answers per step that rollouts.jsonl keeps, whole groups.
+    """
+
+    likelihood: Likelihood
+    objective: Objective
+    advantage: Advantage
+    method: str = "custom"
+    rewards: tuple[str, ...] = ()
+    reward_weights: tuple[float, ...] = ()
+    shuffle_rewards: bool = False
+    prompts: int = 16
+    answers: int = 8
+    epochs: int = 4
+    updates_per_epoch: int = 1
+    logged_rollouts: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.answers < 2:
+            raise UserError(f"answers must be at least 2 (an answer is compared with its siblings), not {self.answers}")
+        if self.prompts < 1 or self.epochs < 1 or self.updates_per_epoch < 1:
+            raise UserError("prompts, epochs and updates_per_epoch must be at least 1")
+        if self.reward_weights and len(self.reward_weights) != len(self.rewards):
+            raise UserError(f"{len(self.rewards)} rewards need as many reward_weights, not {len(self.reward_weights)}")
+
+    def weighted_rewards(self) -> list[Weighted]:
+        """What is maximised."""
+        if not self.rewards:
+            return self.task.rewards()
+        weights = self.reward_weights or (1.0,) * len(self.rewards)
+        return [Weighted(by_name(name), weight) for name, weight in zip(self.rewards, weights, strict=True)]
+
+
+def train(config: TrainConfig, settings: str = "", resume: bool = False) -> Run:
+    """Trains; the run directory holds everything that comes of it.
+
+    Args:
+        settings: the config as YAML, for `config.yaml`.
+        resume: continue the run that `config.out` holds, if it does.
+    """
+    run = Run(config, settings, config.epochs * config.updates_per_epoch, config.objective.needs_reference, resume)
+    if run.finished:
+        return run
+    _check_shares(config, run.runtime.world)
+    rewards = [Weighted(run.model.reading(w.reward), w.weight) for w in config.weighted_rewards()]
+    rows = config.task.rows("train")
+    local = config.prompts // run.runtime.world
+
+    for step, metrics in run.steps("train"):
+        # roll out: g answers to each of this process's prompts
+        clock = time.perf_counter()
+        first = (step - 1) * config.prompts + run.runtime.rank * local
+        prompts = order(rows, config.seed, first, local)
+        asked = [rows[index] for index in prompts for _ in range(config.answers)]
+        place = torch.arange(first, first + local, device=run.runtime.device).repeat_interleave(config.answers)
+        copy = torch.arange(config.answers, device=run.runtime.device).repeat(local)
+        random = Random.root(config.seed, "rollout", step, device=run.runtime.device).fold(place).fold(copy)
+        rollouts = _roll_out(run, asked, place, random)
+        completions = run.modality.decode(rollouts.answer.x.cpu())
+        metrics["time/rollout"] = time.perf_counter() - clock
+
+        # judge: rewards, then siblings are compared
+        judged = combine(rewards, completions, asked)
+        rollouts = _compare(run, config, rollouts, judged, step)
+
+        # fix what is scored: views, and what the policies of before say about them
+        clock = time.perf_counter()
+        random = Random.root(config.seed, "views", step, device=run.runtime.device).fold(place).fold(copy)
+        views = config.likelihood.draw(rollouts.canvas, rollouts.answer, config.epochs, random)
+        old, ref = _score_before(run, config, rollouts, views)
+
+        # improve
+        updates = []
+        for epoch, part in [(e, u) for e in range(config.epochs) for u in _parts(rollouts, config.updates_per_epoch)]:
+            known = (None if source is None else source[epoch] for source in (old, ref))
+            updates.append(_improve(run, config, rollouts, views[epoch], *known, part, fresh=not updates))
+        metrics["time/update"] = time.perf_counter() - clock
+
+        # log
+        _describe(run, config, metrics, rollouts, judged, completions, asked, updates)
+        _keep_some(run, config, rollouts, judged, completions, asked, step)
+    run.finish()
+    return run
+
+
+def _check_shares(config: TrainConfig, world: int) -> None:
+    if config.prompts % (world * config.updates_per_epoch):
+        raise UserError(
+            f"prompts {config.prompts} must be a multiple of processes x updates_per_epoch = "
+            f"{world} x {config.updates_per_epoch}"
+        )
+
+
+def _chunks(total: int, size: int) -> list[slice]:
+    size = size or total
+    return [slice(start, start + size) for start in range(0, total, size)]
+
+
+def _parts(rollouts: Rollouts, parts: int) -> list[slice]:
+    return _chunks(len(rollouts), len(rollouts) // parts)
+
+
+def _roll_out(run: Run, asked: list[Row], group: Tensor, random: Random) -> Rollouts:
+    config = run.config
+    canvas = run.modality.encode([row["prompt"] for row in asked], run.slots).to(run.runtime.device)
+    answers = [
+        config.sampler(run.learner.frozen, canvas[rows], random[rows], record=True)
+        for rows in _chunks(len(asked), config.compute.rollout_batch)
+    ]
+    answer = Answer.concatenate(answers)
+    answer = replace(answer, valid=run.modality.valid(answer.x) & answer.valid)
+    nothing = torch.zeros(len(asked), device=run.runtime.device)
+    return Rollouts(canvas, answer, group, nothing, nothing > 0, nothing)
+
+
+def _compare(run: Run, config: TrainConfig, rollouts: Rollouts, judged: Judged, step: int) -> Rollouts:
+    total, keep = judged.total, judged.keep
+    if config.shuffle_rewards:
+        everything = run.runtime.gather(list(zip(total, keep, strict=True)))
+        shuffled = Random.root(config.seed, "shuffle", step).uniform(len(everything)).argsort().tolist()
+        mine = run.runtime.share([everything[index] for index in shuffled])
+        total, keep = [value for value, _ in mine], [kept for _, kept in mine]
+    device, shape = run.runtime.device, (-1, config.answers)
+    reward = torch.tensor(total, dtype=torch.float64, device=device).view(shape)
+    kept = torch.tensor(keep, device=device).view(shape)
+    kept = kept & (kept.sum(1, keepdim=True) * 2 >= config.answers)  # too few siblings left: drop the group
+    advantage = config.advantage(reward, kept)
+    return replace(
+        rollouts,
+        reward=reward.flatten().float(),
+        keep=kept.flatten(),
+        advantage=advantage.flatten().float(),
+    )
+
+
+def _score_before(
+    run: Run, config: TrainConfig, rollouts: Rollouts, views: Views
+) -> tuple[list[Float[Tensor, "v b t"]] | None, list[Float[Tensor, "v b t"]] | None]:
+    """Log-probabilities per epoch under the policy that rolled out, and under the reference, on the same views.
+
+    With a single update the policy has not moved when it is scored: the first update needs no old scores.
+    """
+    old = ref = None
+    with torch.no_grad():
+        if config.epochs * config.updates_per_epoch > 1:
+            policy = run.learner.frozen
+            skip = 1 if config.updates_per_epoch == 1 else 0
+            empty = [torch.zeros(0)] * skip  # the whole first epoch is scored before the first update moves anything
+            old = empty + [_all_rows(policy, rollouts, epoch, config.compute.rollout_batch) for epoch in views[skip:]]
+        if config.objective.needs_reference:
+            with run.learner.reference() as policy:
+                ref = [_all_rows(policy, rollouts, epoch, config.compute.rollout_batch) for epoch in views]
+    return old, ref
+
+
+def _all_rows(policy: Policy, rollouts: Rollouts, views, batch: int) -> Float[Tensor, "v b t"]:
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    score(policy, rollouts.canvas[rows], rollouts.answer.x[rows], view[rows])
+                    for rows in _chunks(len(rollouts), batch)
+                ]
+            )
+            for view in views
+        ]
+    )
+
+
+def _improve(
+    run: Run,
+    config: TrainConfig,
+    rollouts: Rollouts,
+    views,
+    old: Tensor | None,
+    ref: Tensor | None,
+    part: slice,
+    fresh: bool,
+) -> dict[str, float]:
+    """One optimizer update on some rows; `fresh`: nothing has moved since the rollout, so old = new."""
+    learner, objective = run.learner, config.objective
+    weight = torch.stack([view.weight[part] for view in views])
+    valid, keep = rollouts.answer.valid[part], rollouts.keep[part]
+    denominator = run.runtime.sum(objective.denominator(weight, valid, keep)).clamp(min=1e-9)
+    rows = torch.arange(len(rollouts), device=run.runtime.device)[part]
+    if not objective.needs_reference:  # answers without advantage pull nowhere, but stay in the denominator
+        live = rows[(rollouts.advantage[rows] != 0) & rollouts.keep[rows]]
+        rows = live if len(live) else rows[:1]
+    batches = [
+        MicroBatch(
+            rollouts[index],
+            [view[index] for view in views],
+            None if fresh or old is None else old[:, index],
+            None if ref is None else ref[:, index],
+        )
+        for index in rows.split(config.compute.micro_batch or len(rows))
+    ]
+
+    def scorer(rows: Rollouts, view: View) -> Tensor:
+        return score(learner.policy, rows.canvas, rows.answer.x, view)
+
+    stats = accumulate_gradient(objective, scorer, batches, denominator, learner.backward, learner.accumulating)
+    stats["learned_from"] = torch.tensor(float(len(rows)), device=run.runtime.device)
+    names = sorted(stats)
+    sums = dict(zip(names, run.runtime.sum(torch.stack([stats[name].double() for name in names])).tolist(), strict=True))
+    tokens = max(sums.pop("tokens"), 1e-9)
+    rows_used = sums.pop("learned_from")
+    result = {name: value / tokens for name, value in sums.items() if name != "loss"}
+    result["loss"] = sums["loss"] / float(denominator)
+    result["rows"] = rows_used
+    result["learning_rate"] = learner.learning_rate
+    result["grad_norm"] = learner.update()
+    return result
+
+
+def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completions, asked, updates) -> None:
+    """Fills the row of metrics; means run over all processes."""
+    solved = [s.value == 1.0 for s in run.success(completions, asked)]
+    keep = rollouts.keep.double()
+    groups = rollouts.reward.double().view(-1, config.answers)
+    kept = rollouts.keep.view(-1, config.answers)
+    low = groups.masked_fill(~kept, torch.inf).amin(1)
+    high = groups.masked_fill(~kept, -torch.inf).amax(1)
+    answer, device = rollouts.answer, run.runtime.device
+    length = answer.valid.sum(1).double()
+    sums = {
+        "rollout/reward": ((rollouts.reward.double() * keep).sum(), keep.sum()),
+        "rollout/success": (torch.tensor(solved, device=device).double().sum(), len(solved)),
+        "rollout/length": (length.sum(), len(length)),
+        "rollout/zero_std_share": ((low >= high).double().sum(), len(groups)),
+        "rollout/dropped_share": ((1 - keep).sum(), len(keep)),
+        "rollout/entropy": ((answer.entropy.double() * answer.valid).sum(), answer.valid.sum()),
+    }
+    for name, scores in judged.components.items():
+        values = [s.value for s in scores if s.status in ("ok", "invalid")]
+        sums[f"reward/{name}"] = (sum(values), len(values))
+        for status in ("invalid", "infra_error"):
+            sums[f"reward/{name}_{status}"] = (sum(s.status == status for s in scores), len(scores))
+    flat = torch.tensor([[float(a), float(b)] for a, b in sums.values()], dtype=torch.float64, device=device)
+    for name, (value, count) in zip(sums, run.runtime.sum(flat).tolist(), strict=True):
+        metrics[name] = value / max(count, 1e-9)
+    metrics["rollout/tokens_per_second"] = answer.x.numel() * run.runtime.world / metrics["time/rollout"]
+    for name in updates[0]:
+        metrics[f"update/{name}"] = sum(update[name] for update in updates) / len(updates)
+
+
+def _keep_some(run, config, rollouts: Rollouts, judged: Judged, completions, asked, step: int) -> None:
+    """Whole groups of answers for rollouts.jsonl."""
+    groups = min(config.prompts, -(-config.logged_rollouts // config.answers)) if config.logged_rollouts else 0
+    answer = rollouts.answer[: groups * config.answers].to("cpu")
+    run.directory.append(
+        run.directory.rollouts,
+        [
+            {
+                "step": step,
+                "prompt_index": int(rollouts.group[i]),
+                "copy": i % config.answers,
+                "prompt": asked[i]["prompt"],
+                "completion": completions[i],
+                "tokens": run.modality.pieces(answer.x[i]),
+                "revealed_at": answer.revealed_at[i].tolist(),
+                "rewards": {
+                    name: scores[i].value if scores[i].status in ("ok", "invalid") else None
+                    for name, scores in judged.components.items()
+                },
+                "status": {name: scores[i].status for name, scores in judged.components.items()},
+                "reward": float(rollouts.reward[i]),
+                "advantage": float(rollouts.advantage[i]),
+            }
+            for i in range(len(answer.x))
+        ],
+    )

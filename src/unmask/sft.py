@@ -1,0 +1,119 @@
+"""Supervised fine-tuning: the same scoring path as reinforcement learning, with weights that come from data."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unmask.errors import UserError
+from unmask.random import Random
+from unmask.run import Run, RunConfig, order
+from unmask.types import View
+from unmask.views.score import score
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(RunConfig):
+    """Settings of supervised fine-tuning on the `completion` of a task's training rows.
+
+    Args:
+        batch: rows per update, over all processes.
+        loss: per_token: sum of CE / p over all answer tokens of the batch (d1); per_answer: mean per answer, then over
+            answers (LLaDA's guideline).
+        train_tail: the filling after the end token is a target too: this is how LLaDA-type models learn to stop.
+        lowest_ratio: floor of the mask probability p.
+        stratified: mask ratios are spread evenly over the batch instead of drawn independently.
+    """
+
+    batch: int = 64
+    loss: Literal["per_token", "per_answer"] = "per_token"
+    train_tail: bool = True
+    lowest_ratio: float = 1e-3
+    stratified: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch < 1:
+            raise UserError(f"batch must be at least 1, not {self.batch}")
+        if not 0 < self.lowest_ratio <= 1:
+            raise UserError(f"lowest_ratio must be in (0, 1], not {self.lowest_ratio}")
+
+
+def ratios(config: SFTConfig, step: int, index: Tensor) -> Float[Tensor, "b"]:
+    """Mask probability of each row: p = (1 - lowest) t + lowest, t uniform on (0, 1).
+
+    Stratified: t_i = (t_0 + i / batch) mod 1 with one t_0 per step, uniform for each row by itself (MDLM's
+    low-discrepancy sampler).
+    """
+    root = Random.root(config.seed, "level", step, device=index.device)
+    if config.stratified:
+        t = (root.uniform(1) + index / config.batch) % 1.0
+    else:
+        t = root.fold(index).uniform(1)[:, 0]
+    return (1 - config.lowest_ratio) * t + config.lowest_ratio
+
+
+def corrupt(ratio: Float[Tensor, "b"], target: Bool[Tensor, "b t"], random: Random) -> View:
+    """Each answer token hidden with probability p and weighted 1 / p: the expected loss is the ELBO's."""
+    mask = (random.uniform(target.shape[1]) < ratio[:, None]) & target
+    return View(mask, mask / ratio[:, None])
+
+
+def sft(config: SFTConfig, settings: str = "", resume: bool = False) -> Run:
+    """Fine-tunes; the run directory holds everything that comes of it.
+
+    Args:
+        settings: the config as YAML, for `config.yaml`.
+        resume: continue the run that `config.out` holds, if it does.
+    """
+    run = Run(config, settings, updates_per_step=1, reference=False, resume=resume)
+    if run.finished:
+        return run
+    if config.batch % run.runtime.world:
+        raise UserError(f"batch {config.batch} must be a multiple of the {run.runtime.world} processes")
+    rows, device = config.task.rows("train"), run.runtime.device
+    local = config.batch // run.runtime.world
+
+    for step, metrics in run.steps("sft"):
+        clock = time.perf_counter()
+        first = (step - 1) * config.batch + run.runtime.rank * local
+        batch = [rows[index] for index in order(rows, config.seed, first, local)]
+        missing = next((row for row in batch if not isinstance(row.get("completion"), str)), None)
+        if missing is not None:
+            raise UserError(f"row {missing.get('id')} of task {config.task.name} has no completion to learn from")
+        canvas = run.modality.encode([row["prompt"] for row in batch], run.slots).to(device)
+        x, filled = (part.to(device) for part in _answers(run, batch))
+        target = torch.ones_like(filled) if config.train_tail else filled
+
+        index = torch.arange(first, first + local, device=device)
+        random = Random.root(config.seed, "corrupt", step, device=device).fold(index)
+        view = corrupt(ratios(config, step, index - (step - 1) * config.batch), target, random)
+        weight, denominator = view.weight, target.sum()
+        if config.loss == "per_answer":
+            weight, denominator = weight / target.sum(1, keepdim=True), torch.tensor(len(batch), device=device)
+        denominator = run.runtime.sum(denominator)
+
+        total = torch.zeros((), device=device)
+        parts = torch.arange(local, device=device).split(config.compute.micro_batch or local)
+        for number, part in enumerate(parts):
+            with run.learner.accumulating(number == len(parts) - 1):
+                logp = score(run.learner.policy, canvas[part], x[part], view[part])
+                loss = -(weight[part] * logp).sum() / denominator
+                run.learner.backward(loss)
+            total += loss.detach()
+        metrics["train/loss"] = float(run.runtime.sum(total))
+        metrics["train/learning_rate"] = run.learner.learning_rate
+        metrics["train/grad_norm"] = run.learner.update()
+        metrics["train/tokens_per_second"] = x.numel() * run.runtime.world / (time.perf_counter() - clock)
+    run.finish()
+    return run
+
+
+def _answers(run: Run, batch: list) -> tuple[Tensor, Tensor]:
+    try:
+        return run.modality.encode_answers([row["completion"] for row in batch], run.slots)
+    except UserError as error:
+        raise UserError(f"task {run.task.name}: {error}; raise task.answer_length or drop the row") from error

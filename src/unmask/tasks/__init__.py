@@ -1,0 +1,24 @@
+"""Tasks: rows, rewards and a metric. `NAMES` are the ones that the command line knows."""
+
+from unmask.errors import UserError
+from unmask.tasks.arithmetic import Arithmetic
+from unmask.tasks.base import Row, Task, World
+from unmask.tasks.countdown import Countdown
+from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.prompts import Prompts
+from unmask.tasks.sudoku import Sudoku
+
+__all__ = ["GSM8K", "NAMES", "Arithmetic", "Countdown", "Prompts", "Row", "Sudoku", "Task", "World", "by_name"]
+
+NAMES: dict[str, type[Task]] = {task.name: task for task in (Sudoku, Countdown, Arithmetic, GSM8K, Prompts)}
+
+
+def by_name(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in NAMES:
+        raise UserError(f"there is no task {name!r}; choose one of {', '.join(NAMES)}")
+    return NAMES[name]
