@@ -8,9 +8,9 @@ known to the denoiser alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,19 +19,22 @@ from torch import Tensor
 from unmask.errors import UserError
 
 
+R = TypeVar("R", bound="Rows")  # Self, in a form that run-time shape checks understand
+
+
 class Rows:
     """Base of the records whose tensors have the rows `b` first."""
 
-    def __getitem__(self, rows: slice | Int[Tensor, "_"] | Bool[Tensor, "_"]) -> Self:
+    def __getitem__(self: R, rows: slice | Int[Tensor, "_"] | Bool[Tensor, "_"]) -> R:
         """The record of these rows."""
         return self._map(lambda tensor: tensor[rows])
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: R, device: torch.device | str) -> R:
         """The record on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls: type[R], parts: Sequence[R]) -> R:
         """The rows of all parts, which have the same fields set."""
         joined = {}
         for field in fields(cls):  # pyright: ignore[reportArgumentType]
@@ -42,7 +45,7 @@ class Rows:
                 joined[field.name] = values[0].concatenate(values)
         return replace(parts[0], **joined)  # pyright: ignore[reportArgumentType]
 
-    def _map(self, f) -> Self:
+    def _map(self: R, f: Callable[[Tensor], Tensor]) -> R:
         changed = {}
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)

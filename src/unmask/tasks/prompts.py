@@ -1,15 +1,26 @@
 """A user's own prompts from a JSONL file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
-from unmask.rewards.base import Reward, Weighted
+from unmask.rewards.base import PerItem, Reward, Score, Weighted
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out, read_jsonl, sha256_of
+
+
+@dataclass(frozen=True)
+class Unjudged(PerItem):
+    """The metric of a task that has none: it applies to no row. Supervised fine-tuning needs no other."""
+
+    name: ClassVar[str] = "unjudged"
+
+    def judge(self, completion: str, row: Mapping[str, Any]) -> Score:
+        del completion, row
+        return Score.not_applicable()
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,8 @@ class Prompts(Task):
 
     Other columns are handed to the rewards as they are. For supervised fine-tuning a row has a text `completion`; or,
     instead of both, `messages`: a chat whose last turn, the assistant's, is the completion. There is no test split;
-    validation is a slice chosen by a stable hash of the prompt.
+    validation is a slice chosen by a stable hash of the prompt. There are no rewards of its own (`rewards` raises), and
+    the metric is `Unjudged`.
 
     Args:
         data: the JSONL file.
@@ -52,7 +64,7 @@ class Prompts(Task):
 
     @property
     def success(self) -> Reward:
-        raise UserError("task prompts has no metric of its own; name a reward with --reward NAME or FILE.py:FUNCTION")
+        return Unjudged()
 
     def sources(self, split: str) -> dict[str, str]:
         del split

@@ -1,0 +1,87 @@
+"""LoRA adapters through PEFT: put on, taken off with PEFT's own `disable_adapter()`, merged for saving."""
+
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from unmask.errors import UserError
+from unmask.models.backbone import Backbone
+
+ROLES = {"attention": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
+"""Modules of every block by what they are for; the same for all families, because the names are neutral."""
+
+
+def add_lora(
+    backbone: Backbone,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Sequence[str] = ("attention", "mlp"),
+    seed: int = 0,
+) -> PeftModel:
+    """Adapters on the projections of every block; everything else is frozen. The backbone is changed in place.
+
+    Args:
+        rank: of the update of each weight.
+        alpha: the update is multiplied by alpha / rank.
+        dropout: on the adapters' input. Anything but 0 makes old and new log-probabilities differ at equal weights.
+        targets: roles (`attention`, `mlp`) or names of single projections (q, k, v, o, gate, up, down).
+        seed: of the first factors (the second start at 0).
+
+    Raises:
+        UserError: a target that matches nothing; rank below 1.
+    """
+    if rank < 1:
+        raise UserError(f"LoRA rank must be at least 1, not {rank}")
+    choices = {**ROLES, **{name: (name,) for names in ROLES.values() for name in names}}
+    for target in targets:
+        if target not in choices:
+            raise UserError(f"LoRA target {target!r} matches nothing: use {', '.join(choices)}")
+    if not targets:
+        raise UserError(f"LoRA needs at least one target: {', '.join(choices)}")
+    modules = sorted({name for target in targets for name in choices[target]})
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, bias="none")  # pyright: ignore[reportArgumentType]
+    model = get_peft_model(backbone, config)  # pyright: ignore[reportArgumentType]
+    _initialise(model, seed)
+    return model  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def _initialise(model: nn.Module, seed: int) -> None:
+    """PEFT's law (uniform, bound 1 / sqrt(inputs)) from a generator of our own, so that all ranks and resumed runs agree."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, factor in model.named_parameters():
+        if ".lora_A." in name:
+            bound = factor.shape[1] ** -0.5
+            draw = torch.empty(factor.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+            factor.copy_(draw)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a plain backbone with the adapters added to the weights, W + alpha / rank B A, by neutral name.
+
+    Merged weights are float32 (float64 if the model is), whatever the dtype in memory: rounding happens once, when saving.
+    Other tensors are those of the model. The model itself is not changed.
+    """
+    backbone = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, LoraLayer)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in backbone.state_dict().items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        layer = layers.get(plain.removesuffix(".weight"))
+        state[plain] = tensor if layer is None else _merged(layer, tensor)
+    return state
+
+
+def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
+    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for adapter in layer.active_adapters:
+        a, b = (factors[adapter].weight.to(total.dtype) for factors in (layer.lora_A, layer.lora_B))
+        total.addmm_(b, a, alpha=layer.scaling[adapter])
+    return total

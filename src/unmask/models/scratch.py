@@ -1,0 +1,145 @@
+"""New small models in LLaDA's format, with a tokenizer of single characters."""
+
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from unmask.errors import UserError
+from unmask.models.backbone import Backbone
+from unmask.models.checkpoint import Model
+from unmask.models.families import LLADA, Settings, special_ids
+
+BOS, EOS, MASK, END_OF_TURN = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>"
+SPECIAL_TOKENS = (BOS, EOS, MASK, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN)
+
+CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}{{ '" + END_OF_TURN + "' }}"
+
+
+def new_llada(
+    alphabet: str,
+    *,
+    dim: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    kv_heads: int | None = None,
+    theta: float = 10_000.0,
+    max_length: int,
+    seed: int,
+) -> Model:
+    """A freshly initialised model in the official format of LLaDA, on the CPU in float32.
+
+    Matrices are drawn from N(0, 0.02^2); those that write into the residual stream from N(0, 0.02^2 / (2 layers)).
+
+    Args:
+        alphabet: every character becomes one token, in this order; LLaDA's special tokens follow.
+        dim, layers, heads, ffn, kv_heads, theta: see `BackboneConfig`; kv_heads None is heads.
+        max_length: longest sequence, written to the configuration.
+        seed: of the weights; equal seeds give equal weights.
+
+    Raises:
+        UserError: a repeated character; sizes that do not fit each other.
+    """
+    tokenizer = character_tokenizer(alphabet, max_length)
+    vocabulary = tokenizer.get_vocab()
+    config = {
+        "activation_type": "silu",
+        "alibi": False,
+        "alibi_bias_max": 8.0,
+        "architectures": ["LLaDAModelLM"],
+        "attention_dropout": 0.0,
+        "attention_layer_norm": False,
+        "attention_layer_norm_with_affine": True,
+        "bias_for_layer_norm": False,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "d_model": dim,
+        "embedding_dropout": 0.0,
+        "embedding_size": len(tokenizer),
+        "eos_token_id": vocabulary[EOS],
+        "flash_attention": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "init_cutoff_factor": None,
+        "init_device": "cpu",
+        "init_fn": "mitchell",
+        "init_std": 0.02,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "mask_token_id": vocabulary[MASK],
+        "max_sequence_length": max_length,
+        "mlp_hidden_size": ffn,
+        "mlp_ratio": 4,
+        "model_type": "llada",
+        "multi_query_attention": None,
+        "n_heads": heads,
+        "n_kv_heads": heads if kv_heads is None else kv_heads,
+        "n_layers": layers,
+        "pad_token_id": vocabulary[EOS],
+        "precision": "amp_bf16",
+        "residual_dropout": 0.0,
+        "rms_norm_eps": 1e-5,
+        "rope": True,
+        "rope_full_precision": True,
+        "rope_theta": theta,
+        "scale_logits": False,
+        "torch_dtype": "float32",
+        "use_cache": False,
+        "vocab_size": len(tokenizer),
+        "weight_tying": False,
+    }
+    shape = LLADA.read(Settings(config, "new model"))
+    with torch.device("meta"):
+        backbone = Backbone(shape)
+    backbone.to_empty(device="cpu")
+    _initialise(backbone, seed)
+    return Model(
+        backbone=backbone.eval(),
+        tokenizer=tokenizer,
+        family=LLADA,
+        config=config,
+        ids=special_ids(config, {}, tokenizer, shape.vocab, "new model"),
+        source=None,
+        stored=dict.fromkeys(LLADA.names(shape), torch.float32),
+    )
+
+
+@torch.no_grad()
+def _initialise(backbone: Backbone, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    into_stream = 0.02 / (2 * backbone.config.layers) ** 0.5
+    for name, weight in backbone.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0)  # norms: this configuration has no biases
+        else:
+            weight.normal_(0.0, into_stream if name.endswith((".o.weight", ".down.weight")) else 0.02, generator=generator)
+
+
+def character_tokenizer(alphabet: str, max_length: int) -> Any:
+    """A `PreTrainedTokenizerFast` of single characters and LLaDA's special tokens.
+
+    There is no unknown token: a character outside the alphabet raises. The chat template is bos, the contents of the messages,
+    `<|eot_id|>`.
+
+    Raises:
+        UserError: the alphabet is empty or repeats a character.
+    """
+    twice = sorted({character for character in alphabet if alphabet.count(character) > 1})
+    if twice or not alphabet:
+        raise UserError(f"the alphabet {'repeats ' + ', '.join(map(repr, twice)) if twice else 'is empty'}")
+    tokenizer = Tokenizer(models.WordLevel({character: index for index, character in enumerate(alphabet)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+        chat_template=CHAT_TEMPLATE,
+    )
