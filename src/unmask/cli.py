@@ -147,7 +147,7 @@ def sample(words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--trace", type=bool, default=False, help="also show how the answer appeared, step by step")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: the checkpoint's")
+    parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     if "--trace" in words and (words[-1] == "--trace" or words[words.index("--trace") + 1].startswith("--")):
         words.insert(words.index("--trace") + 1, "true")
@@ -185,7 +185,7 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
     parser.add_argument("--batch", type=int, default=256, help="answers per forward")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: the checkpoint's")
+    parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")
     parser.add_argument("--precision", default="auto", help="of the forward pass: auto, float32 or bfloat16")
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON here instead of to stdout")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")

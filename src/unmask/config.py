@@ -5,7 +5,6 @@ preset (`--method`), the other options of the command line.
 """
 
 import argparse
-import dataclasses
 import importlib.resources
 import inspect
 import re
@@ -96,16 +95,6 @@ def parse_object(kind: type, value: Any, name: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=kind)
     return getattr(guarded(parser.instantiate, guarded(parser.parse_object, {name: value})), name)
-
-
-def describe_object(component: Any) -> dict[str, Any]:
-    """The plain data that `parse_object` reads back."""
-    values = {}
-    for field in dataclasses.fields(component):
-        value = getattr(component, field.name)
-        values[field.name] = describe_object(value) if dataclasses.is_dataclass(value) else value
-    kind = type(component)
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": values}
 
 
 def check_yaml(path: Path) -> None:

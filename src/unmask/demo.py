@@ -31,7 +31,7 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
 
     def solved(source: str, when: str) -> dict[str, Any]:
         with Progress(f"evaluate {when}", 0) as progress:
-            result = evaluate(load(source), config.task, sampler=config.sampler, progress=progress)
+            result = evaluate(load(source, dtype="float32"), config.task, sampler=config.sampler, progress=progress)
         low, high = result["interval"]
         share, items = result["score"], result["items"]
         console.print(f"{when}: {share:.3f} of {items} test items solved (95 % interval {low:.3f} to {high:.3f})")

@@ -181,7 +181,7 @@ def evaluate(
     if progress is not None:
         progress.expect(len(rows) * samples)
     outcome = measure(
-        model.policy(model.backbone, runtime.autocast, runtime.device),
+        model.policy(autocast=runtime.autocast),
         model.modality,
         rows,
         model.reading(task.success),

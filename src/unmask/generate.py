@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from unmask.config import describe_object, parse_object
+from unmask.config import parse_object
+from unmask.describe import describe
 from unmask.errors import UserError
 from unmask.evaluate import evaluate
 from unmask.models import Model, load
+from unmask.models.checkpoint import metadata_of
 from unmask.progress import Progress
 from unmask.random import Random
 from unmask.run_directory import write_json
@@ -26,15 +28,7 @@ _DEFAULT_LENGTH = 256
 
 def own_sampler(source: str) -> dict[str, Any]:
     """The sampler that a model was trained with, or LLaDA's for a model that does not say; as plain data."""
-    told = load_metadata(source).get("sampler")
-    return told or describe_object(LowConfidence(steps=_DEFAULT_LENGTH, temperature=0.0, block=32))
-
-
-def load_metadata(source: str) -> dict[str, Any]:
-    """The `unmask.json` of a local or built-in model; empty where there is none."""
-    from unmask.models.checkpoint import metadata_of
-
-    return metadata_of(source)
+    return metadata_of(source).get("sampler") or describe(LowConfidence(steps=_DEFAULT_LENGTH, temperature=0.0, block=32))
 
 
 def _sampler(options: Namespace, model: Model, slots: int) -> Sampler:
@@ -48,7 +42,8 @@ def _sampler(options: Namespace, model: Model, slots: int) -> Sampler:
 
 def _load(options: Namespace) -> tuple[Model, Runtime]:
     runtime = Runtime(Compute(device=options.device, precision=getattr(options, "precision", "auto")))
-    model = load(options.model, device=str(runtime.device), dtype=options.dtype, revision=options.revision)
+    dtype = options.dtype or ("float32" if runtime.device.type == "cpu" else None)
+    model = load(options.model, device=str(runtime.device), dtype=dtype, revision=options.revision)
     return model, runtime
 
 
@@ -62,7 +57,7 @@ def generate(options: Namespace) -> None:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")
     canvas = model.modality.encode([options.prompt] * options.samples, slots).to(runtime.device)
     random = Random.root(options.seed, "sample", device=runtime.device)
-    policy = model.policy(model.backbone, runtime.autocast, runtime.device)
+    policy = model.policy(autocast=runtime.autocast)
     answer = sampler(policy, canvas, random.fold(torch.arange(options.samples, device=runtime.device)))
     for text in model.modality.visible(answer.x.cpu()):
         print(text)

@@ -7,16 +7,17 @@ validation split, checkpoints, exact resume, progress.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from unmask.describe import describe
 from unmask.errors import RunError, UserError
 from unmask.evaluate import for_samples, measure, rows_of
 from unmask.models import Model, load
-from unmask.models.lora import LoRA
+from unmask.models.lora import LoRA, merged_state
 from unmask.models.policy import BackbonePolicy
 from unmask.models.scratch import Scratch
 from unmask.progress import Progress
@@ -161,10 +162,10 @@ class Run:
     def _module(self) -> torch.nn.Module:
         if self.config.adapter is None:
             return self.model.backbone.requires_grad_(True)
-        return self.config.adapter.attach(self.model)
+        return self.config.adapter.attach(self.model.backbone, self.config.seed)
 
     def _policy(self, forward, autocast) -> BackbonePolicy:
-        return self.model.policy(forward, autocast, self.runtime.device)
+        return self.model.policy(forward, autocast)
 
     def steps(self, kind: str) -> Iterator[tuple[int, dict[str, float]]]:
         """The steps that are left, each with the row of metrics to fill; evaluates, saves and reports in between."""
@@ -222,15 +223,16 @@ class Run:
         if self.best_weights is not None:
             self.learner.load_weights(self.best_weights)
         if self.runtime.main:
-            self.final_model().save(self.directory.model)
+            adapted = self.config.adapter is not None
+            self.model.metadata = {
+                **self.model.metadata,
+                "task": describe(self.config.task),
+                "sampler": describe(self.config.sampler),
+                "answer_length": self.slots,
+            }
+            self.model.save(self.directory.model, state=merged_state(self.learner.module) if adapted else None)
         self.runtime.close()
         self.runtime.wait()
-
-    def final_model(self) -> Model:
-        """The model with its adapters merged."""
-        if self.config.adapter is None:
-            return self.model
-        return replace(self.model, backbone=self.config.adapter.merged(self.learner.module))
 
 
 def order(rows: Sequence[Row], seed: int, start: int, count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """One bidirectional transformer for every family of masked language models, under neutral names.
 
-Pre-norm blocks, rotary positions, gated SiLU MLP, no causal mask. A family (`families.py`) says by which configuration and
-under which tensor names. Shape letters: `b` rows, `l` positions, `n` asked rows, `k` head rows, `d` width.
+Pre-norm blocks, rotary positions, gated SiLU MLP, no causal mask. A family (`families.py`) says by which configuration
+and under which tensor names. Shape letters: `b` rows, `l` positions, `n` asked rows, `k` head rows, `d` width.
 """
 
 from dataclasses import dataclass
@@ -64,8 +64,8 @@ class Backbone(nn.Module):
 
     Attributes:
         config: its `BackboneConfig`.
-        checkpointing: recompute each block in the backward pass instead of keeping its activations. There is no dropout,
-            so that train and eval mode are the same.
+        checkpointing: recompute each block in the backward pass instead of keeping its activations; in eval mode too,
+            because there is no dropout and the modes are the same.
     """
 
     def __init__(self, config: BackboneConfig):
@@ -115,8 +115,8 @@ class Backbone(nn.Module):
 
         Returns:
             Without targets the logits [n k] ([b l k] when `rows` is None); with targets
-            log softmax(logits / temperature)[target], [n], for which at most `CHUNK_ELEMENTS` logits exist at once, in the
-            forward and in the backward pass. Float32, or float64 if the model is.
+            log softmax(logits / temperature)[target], [n], for which at most `CHUNK_ELEMENTS` logits exist at once, in
+            the forward and in the backward pass. Float32, or float64 if the model is.
         """
         config = self.config
         cos, sin = self._rotation(ids, positions)
@@ -151,10 +151,10 @@ class Backbone(nn.Module):
         return self(ids, None if attend is None else attend.bool())
 
     def _rotation(self, ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """cos and signed sin of the rotary angles, [b or 1, l, 1, head_dim]; from the config, so that nothing is lost on meta.
+        """cos and signed sin of the rotary angles, [b or 1, l, 1, head_dim].
 
-        The two halves of a head are rotated against each other. The first half of sin is negated, which makes the rotation
-        `x * cos + roll(x, head_dim / 2) * sin`.
+        They come from the config at run time: a buffer would be lost on the meta device. The two halves of a head are
+        rotated against each other; with the first half of sin negated that is `x * cos + roll(x, head_dim / 2) * sin`.
         """
         config, full = self.config, torch.promote_types(self.dtype, torch.float32)
         if positions is None:
@@ -262,8 +262,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
 class _TargetLogProbabilities(torch.autograd.Function):
     """log softmax((hidden weight^T + bias) scale / temperature)[targets] without the n x k matrix.
 
-    Logits live for a chunk of rows and are computed again in the backward pass, where with p the softmax and g the incoming
-    gradient d logits = g (onehot(target) - p) scale / temperature. The gradient of the weight is accumulated in float32.
+    Logits live for a chunk of rows and are computed again in the backward pass, where with p the softmax and g the
+    incoming gradient d logits = g (onehot(target) - p) scale / temperature. The gradient of the weight is accumulated in
+    float32.
     """
 
     @staticmethod
@@ -280,9 +281,9 @@ class _TargetLogProbabilities(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx, incoming):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, targets, banned = ctx.saved_tensors
-        compute, (incoming,) = ctx.compute, gradients
+        compute = ctx.compute
         w, b = weight.to(compute), None if bias is None else bias.to(compute)
         total = torch.promote_types(weight.dtype, torch.float32)
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -315,7 +316,8 @@ def _rows_per_chunk(k: int) -> int:
     return max(1, CHUNK_ELEMENTS // k)
 
 
-def _scored(hidden: Tensor, weight: Tensor, bias: Tensor | None, banned: Tensor | None, scale: float, temperature: float):
+def _scored(hidden, weight, bias, banned, scale: float, temperature: float) -> Tensor:
+    """What the softmax is taken of."""
     logits = _logits(hidden, weight, bias, scale)
     if temperature != 1:
         logits = logits / temperature

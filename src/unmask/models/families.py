@@ -1,7 +1,8 @@
 """Families of checkpoints: how to recognise one, read its configuration and translate its tensor names.
 
-A family is one `Family` record. Every key of a configuration that changes what the model computes is honoured or refused: a
-missing key is never filled with a default of the original class (those are GPT-2-like), only with the ones written here.
+A family is one `Family` record. Every key of a configuration that changes what the model computes is honoured or
+refused: a missing key is never filled with a default of the original class (those are GPT-2-like), only with the ones
+written here.
 """
 
 from collections.abc import Callable, Mapping
@@ -166,7 +167,9 @@ def special_ids(
         raise UserError(f"{where}: no mask token: set mask_token_id in config.json")
     if said is not None and mask != said:
         token = tokenizer.convert_ids_to_tokens(said)
-        raise UserError(f"{where}: mask_token_id is {mask} in config.json, but the tokenizer's {token} is {said}; correct one")
+        raise UserError(
+            f"{where}: mask_token_id is {mask} in config.json, but the tokenizer's {token} is {said}; correct one"
+        )
     eos = first("eos_token_id", config.get("eos_token_id"), generation.get("eos_token_id"), tokenizer.eos_token_id)
     if eos is None:
         raise UserError(f"{where}: no end token: set eos_token_id in config.json")

@@ -1,6 +1,7 @@
 """LoRA adapters through PEFT: put on, taken off with PEFT's own `disable_adapter()`, merged for saving."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -51,7 +52,7 @@ def add_lora(
 
 @torch.no_grad()
 def _initialise(model: nn.Module, seed: int) -> None:
-    """PEFT's law (uniform, bound 1 / sqrt(inputs)) from a generator of our own, so that all ranks and resumed runs agree."""
+    """PEFT's law (uniform, bound 1 / sqrt(inputs)) from a generator of our own: all ranks and resumed runs agree."""
     generator = torch.Generator().manual_seed(seed)
     for name, factor in model.named_parameters():
         if ".lora_A." in name:
@@ -64,8 +65,8 @@ def _initialise(model: nn.Module, seed: int) -> None:
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of a plain backbone with the adapters added to the weights, W + alpha / rank B A, by neutral name.
 
-    Merged weights are float32 (float64 if the model is), whatever the dtype in memory: rounding happens once, when saving.
-    Other tensors are those of the model. The model itself is not changed.
+    Merged weights are float32 (float64 if the model is), whatever the dtype in memory: rounding happens once, when
+    saving. Other tensors are those of the model. The model itself is not changed.
     """
     backbone = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, LoraLayer)}
@@ -82,6 +83,25 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
     total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     for adapter in layer.active_adapters:
-        a, b = (factors[adapter].weight.to(total.dtype) for factors in (layer.lora_A, layer.lora_B))
+        a, b = (factors.get_parameter(f"{adapter}.weight").to(total.dtype) for factors in (layer.lora_A, layer.lora_B))
         total.addmm_(b, a, alpha=layer.scaling[adapter])
     return total
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapters as a setting.
+
+    Args:
+        rank: of the update of each weight.
+        alpha: the update is multiplied by alpha / rank.
+        targets: roles (`attention`, `mlp`) or single projections (q, k, v, o, gate, up, down).
+    """
+
+    rank: int = 64
+    alpha: float = 64.0
+    targets: tuple[str, ...] = ("attention", "mlp")
+
+    def attach(self, backbone: Backbone, seed: int) -> PeftModel:
+        """See `add_lora`. There is no dropout: old and new log-probabilities must be comparable."""
+        return add_lora(backbone, self.rank, self.alpha, targets=self.targets, seed=seed)

@@ -1,6 +1,7 @@
 """New small models in LLaDA's format, with a tokenizer of single characters."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -8,13 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from unmask.errors import UserError
 from unmask.models.backbone import Backbone
-from unmask.models.checkpoint import Model
+from unmask.models.checkpoint import Model, parse_dtype
 from unmask.models.families import LLADA, Settings, special_ids
 
 BOS, EOS, MASK, END_OF_TURN = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>"
 SPECIAL_TOKENS = (BOS, EOS, MASK, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN)
 
-CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}{{ '" + END_OF_TURN + "' }}"
+CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}" + END_OF_TURN
 
 
 def new_llada(
@@ -115,14 +116,15 @@ def _initialise(backbone: Backbone, seed: int) -> None:
         if weight.ndim == 1:
             weight.fill_(1.0)  # norms: this configuration has no biases
         else:
-            weight.normal_(0.0, into_stream if name.endswith((".o.weight", ".down.weight")) else 0.02, generator=generator)
+            std = into_stream if name.endswith((".o.weight", ".down.weight")) else 0.02
+            weight.normal_(0.0, std, generator=generator)
 
 
 def character_tokenizer(alphabet: str, max_length: int) -> Any:
     """A `PreTrainedTokenizerFast` of single characters and LLaDA's special tokens.
 
-    There is no unknown token: a character outside the alphabet raises. The chat template is bos, the contents of the messages,
-    `<|eot_id|>`.
+    There is no unknown token: a character outside the alphabet raises. The chat template is bos, the contents of the
+    messages, `<|eot_id|>`.
 
     Raises:
         UserError: the alphabet is empty or repeats a character.
@@ -143,3 +145,38 @@ def character_tokenizer(alphabet: str, max_length: int) -> Any:
         model_max_length=max_length,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A new small model as a setting: see `new_llada`.
+
+    Args:
+        dim, layers, heads, ffn, theta: see `BackboneConfig`.
+        max_length: longest sequence, written to the configuration.
+        dtype: of the weights when they are saved.
+    """
+
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 320
+    theta: float = 10_000.0
+    max_length: int = 256
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    def build(self, alphabet: str, seed: int) -> Model:
+        """The model, with a tokenizer for this alphabet."""
+        model = new_llada(
+            alphabet,
+            dim=self.dim,
+            layers=self.layers,
+            heads=self.heads,
+            ffn=self.ffn,
+            theta=self.theta,
+            max_length=self.max_length,
+            seed=seed,
+        )
+        model.stored = dict.fromkeys(model.stored, parse_dtype(self.dtype))
+        model.config["torch_dtype"] = self.dtype
+        return model
