@@ -123,9 +123,7 @@ def test_loss_and_gradients_equal_the_original_code(folder, economical):
 def test_logits_equal_the_golden_model():
     data = dict(np.load(DATA / "golden_llada.npz"))
     ids, logits = (torch.from_numpy(data.pop(name)) for name in ("fwd_in", "fwd_logits"))
-    shape = BackboneConfig(
-        vocab=256, dim=64, layers=2, heads=4, kv_heads=4, head_dim=16, ffn=128, eps=1e-5, theta=5e5
-    )
+    shape = BackboneConfig(vocab=256, dim=64, layers=2, heads=4, kv_heads=4, head_dim=16, ffn=128, eps=1e-5, theta=5e5)
     model, names = Backbone(shape), LLADA.names(shape)
     assert names.keys() == data.keys()
     model.load_state_dict({names[name]: torch.from_numpy(value) for name, value in data.items()})
@@ -218,8 +216,8 @@ def test_log_probability_of_a_banned_target_is_minus_infinity_and_has_no_gradien
 def test_chunked_gradient_passes_gradcheck(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 11)
     generator = torch.Generator().manual_seed(0)
-    shapes = (5, 4), (9, 4), (9,)
-    hidden, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
+    draws = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 4), (9, 4), (9,)))
+    hidden, weight, bias = (draw.requires_grad_() for draw in draws)
     targets, banned = torch.tensor([0, 3, 8, 3, 1]), torch.zeros(9, dtype=torch.bool)
     banned[2] = True
 

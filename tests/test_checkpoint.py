@@ -80,7 +80,7 @@ def test_saving_gives_back_what_was_loaded(name, tmp_path):
 
 
 def test_files_that_belong_to_a_checkpoint_are_copied(folder, tmp_path):
-    extra = {"generation_config.json": '{"bos_token_id":  280}', "modeling_llada.py": "# x\n", "chat_template.jinja": "x"}
+    extra = {"generation_config.json": '{"bos_token_id":  280}', "modeling_llada.py": "#\n", "chat_template.jinja": "x"}
     for name, text in extra.items():
         (folder / name).write_text(text)
     (folder / "notes.txt").write_text("not a part of it")
@@ -163,6 +163,11 @@ def test_a_loaded_model_does_not_depend_on_its_files(folder):
     file.write_bytes(b"\0" * file.stat().st_size)
     assert all(torch.equal(p, before[name]) for name, p in model.backbone.named_parameters())
     assert all(p.requires_grad for p in model.backbone.parameters())
+    shutil.rmtree(folder)
+    model.save(folder)
+    assert equal(load_file(file), load_file(DATA / "llada" / "model.safetensors"))
+    for name in set(FILES) - {"model.safetensors"}:
+        assert (folder / name).read_bytes() == (DATA / "llada" / name).read_bytes()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
@@ -313,7 +318,7 @@ def test_a_corrupt_text_file_is_named(folder, name, text):
     assert name in error_of(folder)
 
 
-@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "../nowhere", "runs/one/model", "nowhere/", "~/no-x"])
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "../nowhere", "runs/a/model", "nowhere/", "~/no-x"])
 def test_what_looks_like_a_path_never_goes_to_the_hub(source, monkeypatch):
     import huggingface_hub
 

@@ -87,7 +87,7 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
     objects = guarded(parser.instantiate, namespace)
     fields = {name: value for name, value in vars(objects).items() if name != "config"}
     config = kind(**fields)
-    return config, parser.dump(namespace.clone(), skip_none=False)
+    return config, parser.dump(namespace.clone(), skip_unset=False)
 
 
 def parse_object(kind: type, value: Any, name: str) -> Any:

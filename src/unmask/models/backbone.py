@@ -263,7 +263,7 @@ class _TargetLogProbabilities(torch.autograd.Function):
     """log softmax((hidden weight^T + bias) scale / temperature)[targets] without the n x k matrix.
 
     Logits live for a chunk of rows and are computed again in the backward pass, where with p the softmax and g the
-    incoming gradient d logits = g (onehot(target) - p) scale / temperature. The gradient of the weight is accumulated in
+    incoming gradient d logits = g (onehot(target) - p) scale / temperature. The gradient of the weight is summed in
     float32.
     """
 

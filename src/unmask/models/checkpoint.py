@@ -1,10 +1,9 @@
 """Checkpoints in Hugging Face layout, read and written under their official names."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.errors import UserError
@@ -21,6 +18,16 @@ from unmask.modalities.text import Text
 from unmask.models.backbone import Backbone
 from unmask.models.families import Family, Settings, SpecialIds, family_of, special_ids
 from unmask.models.policy import BackbonePolicy
+from unmask.models.weights import (
+    INDEX,
+    dtype_name,
+    first_few,
+    parse_dtype,
+    read_json,
+    read_weights,
+    write_json,
+    write_weights,
+)
 from unmask.rewards.base import Reward
 
 CONFIG, METADATA = "config.json", "unmask.json"
@@ -41,6 +48,8 @@ class Model:
         family: its record in `families.py`.
         config: `config.json` as it was read, unknown keys included.
         ids: special tokens.
+        files: what belongs to the checkpoint beside its weights, by file name, byte for byte: saving does not need the
+            source any more.
         source: the folder it was read from; None if it was never stored.
         stored: dtype of each tensor in the source, by official name; what `save` writes unless told otherwise.
         metadata: content of `unmask.json`, our own notes, read and written with the checkpoint.
@@ -51,6 +60,7 @@ class Model:
     family: Family
     config: dict[str, Any]
     ids: SpecialIds
+    files: dict[str, bytes]
     source: Path | None
     stored: dict[str, torch.dtype]
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +133,7 @@ class Model:
         tensors = self.backbone.state_dict() if state is None else state
         if tensors.keys() != set(names.values()):
             odd = tensors.keys() ^ set(names.values())
-            raise ValueError(f"the state to save is not that of a plain backbone: {some(odd)}")
+            raise ValueError(f"the state to save is not that of a plain backbone: {first_few(odd)}")
         asked = None if dtype is None else parse_dtype(dtype)
         dtypes = dict.fromkeys(names, asked) if asked is not None else self.stored
         config = self.config
@@ -135,27 +145,15 @@ class Model:
         partial.mkdir(parents=True)
         try:
             write_weights(partial, {theirs: tensors[ours] for theirs, ours in names.items()}, dtypes)
-            self._write_companions(partial, config)
+            for name, content in self.files.items():
+                (partial / name).write_bytes(content)
+            if CONFIG not in self.files or config != read_json(partial / CONFIG):
+                write_json(partial / CONFIG, config)
+            if self.metadata:
+                write_json(partial / METADATA, self.metadata)
             _replace(out, partial)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-    def _write_companions(self, folder: Path, config: Mapping[str, Any]) -> None:
-        if self.source is None:
-            # transformers 4 reads a chat template from tokenizer_config.json only, and does not know version 5's class
-            self.tokenizer.save_pretrained(folder, save_jinja_files=False)
-            settings = read_json(folder / "tokenizer_config.json")
-            settings.pop("backend", None)
-            write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
-        else:
-            for file in sorted({file for pattern in COMPANIONS for file in self.source.glob(pattern)}):
-                shutil.copyfile(file, folder / file.name)
-        if self.source is not None and config == read_json(self.source / CONFIG):
-            shutil.copyfile(self.source / CONFIG, folder / CONFIG)
-        else:
-            write_json(folder / CONFIG, config)
-        if self.metadata:
-            write_json(folder / METADATA, self.metadata)
 
 
 def load(
@@ -168,8 +166,8 @@ def load(
     """Reads a checkpoint.
 
     Args:
-        source: folder in Hugging Face layout, run directory (its `model/` is read), `builtin:NAME`, or hub id. What looks like a
-            local path never goes to the hub.
+        source: folder in Hugging Face layout, run directory (its `model/` is read), `builtin:NAME`, or hub id. What
+            looks like a local path never goes to the hub.
         device: of the weights.
         dtype: of the weights, e.g. "float32"; None is the one they are stored in.
         revision: branch, tag or commit of a hub id.
@@ -187,7 +185,7 @@ def load(
     shape = family.read(Settings(config, str(folder / CONFIG)))
     tokenizer = _read_tokenizer(folder)
     if len(tokenizer) > shape.vocab:
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the model only {shape.vocab} (config.json)")
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but config.json only {shape.vocab}")
     generation = folder / "generation_config.json"
     generated = read_json(generation) if generation.is_file() else {}
     ids = special_ids(config, generated, tokenizer, shape.vocab, str(folder))
@@ -196,13 +194,19 @@ def load(
         backbone = Backbone(shape)
     names = family.names(shape)
     shapes = {theirs: tuple(backbone.get_parameter(ours).shape) for theirs, ours in names.items()}
-    places = places_of(folder)
-    check_names(folder, places, shapes)
-    state, stored = read_weights(places, shapes, names, torch.device(device), wanted)
+    state, stored = read_weights(folder, names, shapes, torch.device(device), wanted)
     backbone.load_state_dict(state, assign=True)
     notes = folder / METADATA
     return Model(
-        backbone.eval(), tokenizer, family, config, ids, folder, stored, read_json(notes) if notes.is_file() else {}
+        backbone=backbone.eval(),
+        tokenizer=tokenizer,
+        family=family,
+        config=config,
+        ids=ids,
+        files={file.name: file.read_bytes() for pattern in (CONFIG, *COMPANIONS) for file in folder.glob(pattern)},
+        source=folder,
+        stored=stored,
+        metadata=read_json(notes) if notes.is_file() else {},
     )
 
 

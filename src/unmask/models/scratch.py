@@ -1,6 +1,8 @@
 """New small models in LLaDA's format, with a tokenizer of single characters."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -9,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from unmask.errors import UserError
 from unmask.models.backbone import Backbone
-from unmask.models.checkpoint import Model, parse_dtype
+from unmask.models.checkpoint import Model
 from unmask.models.families import LLADA, Settings, special_ids
+from unmask.models.weights import parse_dtype, read_json, write_json
 
 BOS, EOS, MASK, END_OF_TURN = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>"
 SPECIAL_TOKENS = (BOS, EOS, MASK, "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN)
@@ -103,6 +106,7 @@ def new_llada(
         family=LLADA,
         config=config,
         ids=special_ids(config, {}, tokenizer, shape.vocab, "new model"),
+        files=_files_of(tokenizer),
         source=None,
         stored=dict.fromkeys(LLADA.names(shape), torch.float32),
     )
@@ -118,6 +122,18 @@ def _initialise(backbone: Backbone, seed: int) -> None:
         else:
             std = into_stream if name.endswith((".o.weight", ".down.weight")) else 0.02
             weight.normal_(0.0, std, generator=generator)
+
+
+def _files_of(tokenizer: Any) -> dict[str, bytes]:
+    """The tokenizer's files, such that transformers 4 reads them too."""
+    with TemporaryDirectory() as folder:
+        # It reads a chat template from tokenizer_config.json only, and does not know the class name of version 5.
+        tokenizer.save_pretrained(folder, save_jinja_files=False)
+        file = Path(folder) / "tokenizer_config.json"
+        settings = read_json(file) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings.pop("backend", None)
+        write_json(file, settings)
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
 def character_tokenizer(alphabet: str, max_length: int) -> Any:

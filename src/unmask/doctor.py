@@ -1,0 +1,97 @@
+"""`unmask doctor`: what this machine can do, and what a model needs."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib import metadata
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from unmask.models import Model, load
+from unmask.models.backbone import Backbone
+from unmask.models.lora import ROLES
+from unmask.runtime import fast_bfloat16
+
+_EXTRAS = {"report": "matplotlib", "data": "datasets", "trackers": "tensorboard"}
+_GIB = 2**30
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def report_machine() -> None:
+    """Prints versions, devices, precision, threads and extras."""
+    table = _table("This machine")
+    table.add_row("python", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    names = ("unmask", "torch", "transformers", "accelerate", "peft")
+    table.add_row("packages", ", ".join(f"{name} {metadata.version(name)}" for name in names))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            table.add_row(f"cuda:{index}", f"{about.name}, {about.total_memory / _GIB:.0f} GiB")
+    else:
+        hint = "" if torch.version.cuda is None else " (torch is a CUDA build: check the driver, or install a CPU build)"
+        table.add_row("gpu", f"none that torch can see{hint}")
+    cpu = torch.device("cpu")
+    table.add_row("cpu", f"{os.cpu_count()} cores, {_memory() / _GIB:.0f} GiB, {torch.get_num_threads()} torch threads")
+    table.add_row("bfloat16 on cpu", "fast, used by default" if fast_bfloat16(cpu) else "slow, float32 is used")
+    table.add_row("disk", f"{shutil.disk_usage('.').free / _GIB:.0f} GiB free here")
+    for extra, module in _EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        table.add_row(f"extra {extra}", "installed" if there else f"missing: pip install 'unmask[{extra}]'")
+    Console().print(table)
+
+
+def report_model(source: str, length: int = 512, batch: int = 8, rank: int = 64) -> None:
+    """Prints family, size, special ids and an estimate of memory at this length and batch."""
+    model = load(source)
+    backbone, ids = model.backbone, model.ids
+    parameters = sum(p.numel() for p in backbone.parameters())
+    table = _table(source)
+    table.add_row("family", f"{model.family.name}, {backbone.config.layers} layers, width {backbone.config.dim}")
+    table.add_row("parameters", f"{parameters:,} in {str(backbone.dtype).removeprefix('torch.')}")
+    table.add_row("vocabulary", f"{model.vocab:,} rows, tokenizer {len(model.tokenizer):,}")
+    table.add_row("banned ids", f"{int(model.modality.banned.sum()):,}: the mask, and rows past the tokenizer")
+    shown = {"mask": ids.mask, "eos": ids.eos, "pad": ids.pad, "bos": ids.bos, "end of turn": ids.end_of_turn}
+    table.add_row("special ids", ", ".join(f"{name} {number}" for name, number in shown.items()))
+    for what, size in memory(model, length, batch, rank).items():
+        table.add_row(what, f"about {size / _GIB:.2f} GiB at {batch} x {length} tokens")
+    Console().print(table)
+
+
+def memory(model: Model, length: int, batch: int, rank: int) -> dict[str, float]:
+    """Bytes, estimated: weights, gradients, AdamW moments, activations that are kept for the backward pass."""
+    backbone = model.backbone
+    parameters = sum(p.numel() for p in backbone.parameters())
+    width = backbone.dtype.itemsize
+    tokens = length * batch
+    kept = tokens * backbone.config.layers * _kept_per_token(backbone) * 2
+    adapters = sum(
+        rank * sum(getattr(block, name).weight.shape)
+        for block in backbone.blocks
+        for names in ROLES.values()
+        for name in names
+    )
+    return {
+        "inference": parameters * width + tokens * backbone.config.dim * 8 * 2,
+        f"LoRA, rank {rank}": parameters * width + adapters * 16 + kept,
+        "full, AdamW in float32": parameters * 16 + kept,
+    }
+
+
+def _kept_per_token(backbone: Backbone) -> int:
+    """Numbers that one block keeps per token: inputs of its projections, q, k, v, and the three MLP tensors."""
+    config = backbone.config
+    heads = (config.heads + 2 * config.kv_heads) * config.head_dim
+    return 4 * config.dim + 2 * heads + 3 * config.ffn

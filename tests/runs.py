@@ -1,0 +1,73 @@
+"""Tiny runs for tests: a random model of a built-in world, and a reward that every answer gets some of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from unmask.config import TrainConfig, parse
+from unmask.models.scratch import Scratch
+from unmask.rl import train
+
+REWARD = '''
+def ones(completions, prompts, puzzle, **columns):
+    """Share of ones, a little more where the puzzle has one."""
+    return [(text.count("1") + 0.1 * row.count("1")) / 16 for text, row in zip(completions, puzzle)]
+'''
+
+SETTINGS: dict[str, Any] = {
+    "task": {"class_path": "Sudoku", "init_args": {"validation_items": 12, "test_items": 12}},
+    "sampler": {"class_path": "TopProb", "init_args": {"steps": 4}},
+    "prompts": 4,
+    "answers": 4,
+    "epochs": 2,
+    "steps": 3,
+    "optimizer": {"lr": 1e-2},
+    "compute": {"device": "cpu", "dtype": "float64", "precision": "float32"},
+    "logged_rollouts": 4,
+}
+
+
+def tiny_model(folder: Path) -> Path:
+    """A random model with the alphabet of sudoku, saved."""
+    if not folder.exists():
+        Scratch(dim=16, layers=2, heads=2, ffn=32, dtype="float32").build("01234", 0).save(folder)
+    return folder
+
+
+def words(folder: Path, out: str, *more: str, method: str = "maskgrpo") -> list[str]:
+    """Words of `unmask train` for a tiny run; `more` override."""
+    folder.mkdir(exist_ok=True)
+    reward, config = folder / "ones.py", folder / "tiny.yaml"
+    reward.write_text(REWARD)
+    config.write_text(json.dumps(SETTINGS))
+    given = ["--config", str(config), "--method", method, "--model", str(tiny_model(folder / "model"))]
+    return [*given, "--reward", f"{reward}:ones", "--out", str(folder / out), *more]
+
+
+def run(folder: Path, out: str, *more: str, resume: bool = False, method: str = "maskgrpo"):
+    """Trains in this process."""
+    config, settings = parse(TrainConfig, "train", words(folder, out, *more, method=method))
+    return train(config, settings, resume)
+
+
+def weights(run_directory: Path) -> dict[str, torch.Tensor]:
+    """Trainable parameters of the last checkpoint."""
+    last = max((run_directory / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+    return load_file(last / "trainable.safetensors")
+
+
+def distance(a: Path, b: Path) -> float:
+    """Largest difference between the final parameters of two runs."""
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def metrics(run_directory: Path) -> list[dict[str, Any]]:
+    """Rows without times."""
+    rows = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "rollout/tokens_per_second")
+    return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]

@@ -1,0 +1,161 @@
+"""What must not change a run: micro-batches, processes, a stop in between. A few updates in float64, 1e-9."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import distance, metrics, run, weights, words
+
+from unmask.errors import UserError
+from unmask.types import View
+from unmask.views import score
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("invariance")
+    run(folder, "straight")
+    return folder
+
+
+def test_training_moves_the_policy_and_is_repeatable(straight):
+    run(straight, "again")
+    assert distance(straight / "straight", straight / "again") == 0
+    assert metrics(straight / "straight") == metrics(straight / "again")
+    run(straight, "other", "--seed", "1")
+    assert distance(straight / "straight", straight / "other") > 1e-3
+
+
+@pytest.mark.parametrize("size", ["1", "3", "16"])
+def test_micro_batches_change_nothing(straight, size):
+    out = f"micro{size}"
+    run(straight, out, "--compute.micro_batch", size, "--compute.rollout_batch", size)
+    assert distance(straight / "straight", straight / out) < 1e-9
+    for a, b in zip(metrics(straight / "straight"), metrics(straight / out), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-7)  # rewards and metrics are float32
+
+
+def test_two_processes_change_nothing(straight):
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        number = port.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(number)]
+    command += ["-m", "unmask", "train", *words(straight, "two")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert distance(straight / "straight", straight / "two") < 1e-9
+    for a, b in zip(metrics(straight / "straight"), metrics(straight / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-7)
+
+
+def test_a_resumed_run_equals_a_straight_one(straight):
+    more = ("--save_every", "1", "--evaluation.every", "1", "--evaluation.keep_best", "true")
+    run(straight, "whole", *more)
+    run(straight, "resumed", *more)
+    stopped = straight / "resumed"
+    # as if it had been killed in step 3: the final model is not there, the checkpoint of step 2 is
+    for name in ("model", "checkpoints/step-3"):
+        subprocess.run(["rm", "-r", str(stopped / name)], check=True)
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "cut o')
+    run(straight, "resumed", *more, resume=True)
+    assert distance(straight / "whole", stopped) == 0
+    assert metrics(straight / "whole") == metrics(stopped)
+    assert (straight / "whole/rollouts.jsonl").read_text() == (stopped / "rollouts.jsonl").read_text()
+    assert (straight / "whole/model/model.safetensors").read_bytes() == (
+        stopped / "model/model.safetensors"
+    ).read_bytes()
+
+
+def test_resume_starts_finishes_and_refuses_other_settings(straight):
+    run(straight, "fresh", resume=True)
+    assert distance(straight / "straight", straight / "fresh") == 0
+    assert run(straight, "fresh", resume=True).finished
+    with pytest.raises(UserError, match="settings differ"):
+        run(straight, "fresh", "--seed", "3", resume=True)
+    with pytest.raises(UserError, match="holds a run already"):
+        run(straight, "fresh")
+
+
+def test_rows_without_advantage_skip_the_forward_without_changing_the_update(straight, monkeypatch):
+    method = straight / "no-kl.yaml"
+    method.write_text(json.dumps({"objective": {"class_path": "Clip", "init_args": {"kl": None}}}))
+    more = ("--config", str(method), "--prompts", "4", "--answers", "2")
+    run(straight, "skip", *more)
+
+    class Everything(torch.Tensor):
+        pass
+
+    import unmask.objectives.surrogate as surrogate
+
+    monkeypatch.setattr(surrogate.TokenSurrogate, "needs_reference", True)  # scores all rows, adds no term
+    run(straight, "all", *more)
+    assert any(row["update/rows"] < 8 for row in metrics(straight / "skip"))
+    assert all(row["update/rows"] == 8 for row in metrics(straight / "all"))
+    assert distance(straight / "skip", straight / "all") < 1e-12
+
+
+def test_the_first_log_ratio_is_zero_and_stays_tiny_across_splits(straight):
+    import unmask
+
+    model = unmask.load(straight / "model", dtype="float32")
+    policy = model.policy()
+    puzzles = ["3421210003121230", "0000341221434321"] * 8
+    canvas = model.modality.encode(puzzles, 16)
+    x = torch.randint(0, 5, (16, 16), generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(16, 16, generator=torch.Generator().manual_seed(1)) < 0.7
+    view = View(mask, mask.float())
+    with torch.no_grad():
+        old = score(policy, canvas, x, view)
+    new = score(policy, canvas, x, view)
+    assert float((new - old).abs().max()) == 0
+    for size in (1, 4, 5):
+        parts = torch.cat([score(policy, canvas[i], x[i], view[i]) for i in torch.arange(16).split(size)])
+        assert float((parts - old).abs().max()) < 1e-5
+
+
+def test_lora_trains_its_adapters_only_and_saves_a_merged_model(straight):
+    import unmask
+
+    adapter = ("--adapter.rank", "4", "--adapter.alpha", "8")
+    finished = run(straight, "lora", *adapter, "--save_every", "2")
+    assert all(".lora_" in name for name in weights(straight / "lora"))
+    model = unmask.load(straight / "lora" / "model", dtype="float64")
+    ids = torch.arange(8)[None]
+    trained = finished.learner.module(ids)
+    assert float((model.backbone(ids) - trained).abs().max()) < 1e-5
+    with finished.learner.module.disable_adapter():
+        start = finished.learner.module(ids)
+    assert float((start - trained).abs().max()) > 1e-4
+    first = [row["update/kl"] for row in metrics(straight / "lora")]
+    assert first[0] >= 0 and first[-1] > first[0]  # the reference is the start, not the last step
+
+
+def test_equal_rewards_give_no_gradient(straight):
+    constant = straight / "constant.py"
+    constant.write_text("def one(completions, **columns):\n    return [1.0] * len(completions)\n")
+    method = straight / "no-kl.yaml"
+    method.write_text(json.dumps({"objective": {"class_path": "Clip", "init_args": {"kl": None}}}))
+    run(straight, "constant", "--config", str(method), "--reward", f"{constant}:one")
+    assert all(row["update/grad_norm"] == 0 for row in metrics(straight / "constant"))
+    assert all(row["rollout/zero_std_share"] == 1 for row in metrics(straight / "constant"))
+
+
+def test_a_group_whose_reward_failed_is_left_out(straight):
+    failing = straight / "failing.py"
+    failing.write_text(
+        "def half(completions, prompts, **columns):\n"
+        "    return [float('nan') if i < len(completions) // 2 else 0.1 * i for i in range(len(completions))]\n"
+    )
+    with pytest.warns(UserWarning):
+        run(straight, "failing", "--reward", f"{failing}:half", "--steps", "1")
+    (row,) = metrics(straight / "failing")
+    assert row["rollout/dropped_share"] == 0.5
+    assert row["reward/half_infra_error"] == 0.5
+    assert row["update/grad_norm"] > 0
