@@ -4,20 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unmask.api import evaluate as evaluate
+    from unmask.evaluation import evaluate as evaluate
     from unmask.models import load as load
     from unmask.rl import TrainConfig as TrainConfig
     from unmask.rl import train as train
-    from unmask.sft import SFTConfig as SFTConfig
-    from unmask.sft import sft as sft
+    from unmask.supervised import SFTConfig as SFTConfig
+    from unmask.supervised import sft as sft
 
 _HOME = {
     "load": "unmask.models",
     "train": "unmask.rl",
     "TrainConfig": "unmask.rl",
-    "sft": "unmask.sft",
-    "SFTConfig": "unmask.sft",
-    "evaluate": "unmask.evaluate",
+    "sft": "unmask.supervised",
+    "SFTConfig": "unmask.supervised",
+    "evaluate": "unmask.evaluation",
 }
 __all__ = sorted(_HOME)
 

@@ -93,7 +93,7 @@ def _parse(parser: "ArgumentParser", words: Sequence[str]) -> Any:
 
 def sft(words: list[str]) -> None:
     from unmask.config import SFTConfig, parse
-    from unmask.sft import sft as run
+    from unmask.supervised import sft as run
 
     resume = _flag(words, "--resume")
     config, settings = parse(SFTConfig, "sft", words, "Supervised fine-tuning on the completions of a task.")
@@ -162,7 +162,9 @@ def _with_default_sampler(words: list[str]) -> list[str]:
     if not words or words[0].startswith("-") or "--sampler" in words or "--help" in words:
         return words
     if any(word.startswith("--sampler.") for word in words):
-        return [words[0], "--sampler", json.dumps(own_sampler(words[0])), *words[1:]]
+        length = words[words.index("--answer_length") + 1] if "--answer_length" in words[:-1] else ""
+        own = own_sampler(words[0], int(length) if length.isdecimal() else None)
+        return [words[0], "--sampler", json.dumps(own), *words[1:]]
     return words
 
 

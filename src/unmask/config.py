@@ -19,7 +19,7 @@ from unmask import advantages, objectives, samplers, schedules, tasks, views  # 
 from unmask.errors import UserError
 from unmask.rl import TrainConfig
 from unmask.run import RunConfig
-from unmask.sft import SFTConfig
+from unmask.supervised import SFTConfig
 
 assert all((advantages, objectives, samplers, schedules, tasks, views))
 set_parsing_settings(docstring_parse_attribute_docstrings=False)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from unmask.config import TrainConfig, parse, preset_names
 from unmask.errors import UserError
-from unmask.evaluate import evaluate
+from unmask.evaluation import evaluate
 from unmask.models import load
 from unmask.progress import Progress
 from unmask.report import write_report

@@ -13,7 +13,7 @@ from rich.console import Console
 from unmask.config import parse_object
 from unmask.describe import describe
 from unmask.errors import UserError
-from unmask.evaluate import evaluate
+from unmask.evaluation import evaluate
 from unmask.models import Model, load
 from unmask.models.checkpoint import metadata_of
 from unmask.progress import Progress
@@ -23,12 +23,16 @@ from unmask.runtime import Compute, Runtime
 from unmask.samplers import LowConfidence, Sampler
 from unmask.tasks import Task, by_name
 
-_DEFAULT_LENGTH = 256
+DEFAULT_LENGTH = 256
 
 
-def own_sampler(source: str) -> dict[str, Any]:
+def own_sampler(source: str, slots: int | None) -> dict[str, Any]:
     """The sampler that a model was trained with, or LLaDA's for a model that does not say; as plain data."""
-    return metadata_of(source).get("sampler") or describe(LowConfidence(steps=_DEFAULT_LENGTH, temperature=0.0, block=32))
+    return metadata_of(source).get("sampler") or describe(_llada_sampler(slots or DEFAULT_LENGTH))
+
+
+def _llada_sampler(slots: int) -> Sampler:
+    return LowConfidence(steps=slots, temperature=0.0, block=32 if slots % 32 == 0 else 0)
 
 
 def _sampler(options: Namespace, model: Model, slots: int) -> Sampler:
@@ -36,8 +40,7 @@ def _sampler(options: Namespace, model: Model, slots: int) -> Sampler:
         return options.sampler
     if "sampler" in model.metadata:
         return parse_object(Sampler, model.metadata["sampler"], "sampler")
-    block = 32 if slots % 32 == 0 else 0
-    return LowConfidence(steps=slots, temperature=0.0, block=block)
+    return _llada_sampler(slots)
 
 
 def _load(options: Namespace) -> tuple[Model, Runtime]:
@@ -51,7 +54,7 @@ def _load(options: Namespace) -> tuple[Model, Runtime]:
 def generate(options: Namespace) -> None:
     """`unmask sample`: answers to stdout, one per line; the trace goes to stderr."""
     model, runtime = _load(options)
-    slots = options.answer_length or model.metadata.get("answer_length") or _DEFAULT_LENGTH
+    slots = options.answer_length or model.metadata.get("answer_length") or DEFAULT_LENGTH
     sampler = _sampler(options, model, slots)
     if options.samples > 1 and sampler.temperature == 0:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")
@@ -96,7 +99,7 @@ def evaluate_model(options: Namespace) -> None:
             model,
             task,
             split=options.split,
-            items=options.items,
+            items=options["items"],  # `options.items` is a method
             sampler=sampler,
             samples=options.samples,
             seed=options.seed,

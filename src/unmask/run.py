@@ -1,6 +1,6 @@
 """What every training run shares: from claiming its directory to its final model.
 
-The loops of `rl.py` and `sft.py` say what a step does; a `Run` carries it: model, optimizer, evaluation on the
+The loops of `rl.py` and `supervised.py` say what a step does; a `Run` carries it: model, optimizer, evaluation on the
 validation split, checkpoints, exact resume, progress.
 """
 
@@ -15,7 +15,7 @@ import torch
 
 from unmask.describe import describe
 from unmask.errors import RunError, UserError
-from unmask.evaluate import for_samples, measure, rows_of
+from unmask.evaluation import for_samples, measure, rows_of
 from unmask.models import Model, load
 from unmask.models.lora import LoRA, merged_state
 from unmask.models.policy import BackbonePolicy
@@ -115,8 +115,9 @@ class Run:
         self.runtime = Runtime(config.compute, config.trackers, Path(config.out))
         self.directory = RunDirectory(config.out, self.runtime.main)
         device, threads = str(self.runtime.device), torch.get_num_threads()
-        resolved = f"# device: {device}, threads: {threads}, precision: {self.runtime.precision}\n{settings}"
-        self.directory.open(resolved, {**environment(device, threads), "precision": self.runtime.precision}, resume)
+        self._settings = f"# device: {device}, threads: {threads}, precision: {self.runtime.precision}\n{settings}"
+        self._environment = {**environment(device, threads), "precision": self.runtime.precision}
+        self.directory.check(self._settings, resume)
         self.finished = self.directory.finished
         self.step, self.best, self.best_weights, self.seconds = 0, -math.inf, None, 0.0
         if self.finished:
@@ -138,8 +139,6 @@ class Run:
             state, self.best_weights = self.learner.load(checkpoint)
             self.step, self.seconds = state["step"], state["seconds"]
             self.best = -math.inf if state["best"] is None else state["best"]
-        if resume:
-            self.directory.rewind(self.step)
         self.validation = rows_of(self.task, "validation", config.evaluation.items) if config.evaluation.every else []
         self.stop = False
 
@@ -169,6 +168,8 @@ class Run:
 
     def steps(self, kind: str) -> Iterator[tuple[int, dict[str, float]]]:
         """The steps that are left, each with the row of metrics to fill; evaluates, saves and reports in between."""
+        self.directory.claim(self._settings, self._environment)
+        self.directory.rewind(self.step)
         with Progress(kind, self.config.steps, self.step, self.runtime.main) as progress:
             while self.step < self.config.steps and not self.stop:
                 start = time.perf_counter()

@@ -62,8 +62,8 @@ class RunDirectory:
     def finished(self) -> bool:
         return self.model.is_dir()
 
-    def open(self, settings: str, env: Mapping[str, Any], resume: bool) -> None:
-        """Claims the directory for a run with these settings (YAML).
+    def check(self, settings: str, resume: bool) -> None:
+        """Looks whether a run with these settings (YAML) can be written here; writes nothing.
 
         Raises:
             UserError: it holds a run already and `resume` is false, or its settings are others.
@@ -83,9 +83,12 @@ class RunDirectory:
                 )
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"--out {self.path} is not empty and holds no run: choose another directory")
-        if self.main and not config.exists():
+
+    def claim(self, settings: str, env: Mapping[str, Any]) -> None:
+        """Makes the directory that of a run with these settings; one that is resumed keeps its own."""
+        if self.main and not (self.path / "config.yaml").exists():
             write_json(self.path / "env.json", env)
-            write_text(config, settings)
+            write_text(self.path / "config.yaml", settings)
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to a JSONL."""

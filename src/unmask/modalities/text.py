@@ -43,7 +43,13 @@ class Text(Modality):
                 "beside it, or use an instruction-tuned checkpoint"
             )
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written bos already
+        return self._tokenize(text)  # the template has written bos already
+
+    def _tokenize(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise UserError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error
 
     def encode(self, prompts: Sequence[Prompt], slots: int) -> Canvas:
         """Rows of the length of the longest prompt + `slots`; `blank` has every prompt token masked (LLaDA)."""
@@ -66,7 +72,7 @@ class Text(Modality):
         x = torch.full((len(completions), slots), fill)
         filled = torch.zeros_like(x, dtype=torch.bool)
         for row, completion in enumerate(completions):
-            tokens = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            tokens = self._tokenize(completion)
             if len(tokens) > slots:
                 raise UserError(f"answer of {len(tokens)} tokens does not fit {slots} slots: {completion[:60]!r}")
             tokens = [*tokens, end][:slots]

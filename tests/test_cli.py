@@ -1,0 +1,212 @@
+"""The command line as a user meets it: help, presets, mistakes in one line, and every command on a tiny model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import tiny_model, words
+
+from unmask.cli import COMMANDS, main
+from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"unmask {command}" in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "sample", "eval", "report", "compare", "export", "doctor", "demo"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_presets_are_listed_one_per_line(capsys):
+    assert main(["presets"]) == 0
+    names = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"demo-sudoku", "sudoku-sft", "llada-gsm8k", "maskgrpo", "diffu-grpo", "unigrpo-ramp"} <= set(names)
+
+
+@pytest.mark.parametrize("name", preset_names("runs"))
+def test_every_run_preset_parses_and_survives_yaml(name, tmp_path):
+    content = yaml.safe_load(preset("runs", name).read_text())
+    kind = SFTConfig if "batch" in content else TrainConfig
+    config, settings = parse(kind, "x", ["--config", name, "--out", str(tmp_path / "out")])
+    again = tmp_path / "again.yaml"
+    again.write_text(settings)
+    assert parse(kind, "x", ["--config", str(again)])[0] == config
+
+
+@pytest.mark.parametrize("name", preset_names("methods"))
+def test_every_method_preset_runs_a_toy_step(name, tmp_path, capsys):
+    assert main(["train", *words(tmp_path, "run", "--steps", "1", method=name)]) == 0
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
+    assert row["step"] == 1 and row["update/grad_norm"] > 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["method"] == name
+    assert "report" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names("runs") if name != "llada-gsm8k"])
+def test_every_run_preset_of_a_built_in_world_runs_a_toy_step(name, tmp_path):
+    content = yaml.safe_load(preset("runs", name).read_text())
+    common = ["--config", name, "--out", str(tmp_path / "run"), "--steps", "1", "--evaluation.items", "4"]
+    if "batch" in content:
+        small = ["--batch", "8", "--scratch.dim", "16", "--scratch.layers", "1", "--scratch.heads", "2"]
+        assert main(["sft", *common, *small]) == 0
+    else:
+        small = ["--prompts", "2", "--answers", "2", "--epochs", "2", "--sampler.steps", "2"]
+        assert main(["train", *common, *small]) == 0
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_the_gsm8k_preset_runs_a_toy_step_on_the_llada_fixture(tmp_path):
+    data = Path(__file__).parent / "data"
+    assert (
+        main(
+            ["train", "--config", "llada-gsm8k", "--model", str(data / "llada"), "--data", str(data / "gsm8k.jsonl")]
+            + ["--out", str(tmp_path / "run"), "--steps", "1", "--prompts", "1", "--answers", "2", "--epochs", "2"]
+            + ["--task.answer_length", "16", "--sampler.steps", "4", "--adapter.rank", "2", "--evaluation.every", "0"]
+            + ["--compute.dtype", "float32"]
+        )
+        == 0
+    )
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
+    assert {"reward/number", "reward/format", "reward/integer"} <= set(row)
+    assert (tmp_path / "run/model/config.json").read_text() == (data / "llada/config.json").read_text()
+
+
+def test_sample_prints_answers_and_repeats_with_its_seed(tmp_path, capsys):
+    model = str(tiny_model(tmp_path / "model"))
+    command = ["sample", model, "--prompt", "3421210003121230", "--answer_length", "16", "--samples", "2"]
+    command += ["--sampler.temperature", "1", "--seed", "3"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert len(first.splitlines()) == 2
+    assert main([*command, "--trace"]) == 0
+    again = capsys.readouterr()
+    assert again.out == first
+    assert "·" in again.err
+
+
+def test_eval_writes_one_json_with_every_generation(tmp_path, capsys):
+    model, out = str(tiny_model(tmp_path / "model")), tmp_path / "result.json"
+    assert main(["eval", model, "--task", "sudoku", "--items", "5", "--samples", "4", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["task"] == "sudoku" and result["parser"] == "unmask" and result["protocol"] == "unmask"
+    assert 0 <= result["interval"][0] <= result["score"] <= result["interval"][1] <= 1
+    assert len(result["generations"]) == 20 and result["items"] == 5
+    assert {"task", "question", "ground_truth", "generation", "correct"} <= set(result["generations"][0])
+    assert set(result["pass_at"]) == {"1", "2", "4"}
+    capsys.readouterr()
+    assert main(["eval", model, "--task", "sudoku", "--items", "5", "--split", "validation"]) == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "validation"
+
+
+def test_export_writes_the_final_model_and_compare_reads_runs(tmp_path, capsys):
+    for name in ("a", "b"):
+        assert main(["train", *words(tmp_path, name, "--steps", "2")]) == 0
+    assert main(["export", str(tmp_path / "a"), str(tmp_path / "model-a")]) == 0
+    assert (tmp_path / "model-a/model.safetensors").read_bytes() == (
+        tmp_path / "a/model/model.safetensors"
+    ).read_bytes()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "cmp")]) == 0
+    assert main(["report", str(tmp_path / "a")]) == 0
+    assert main(["doctor", str(tmp_path / "a")]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def mistakes(folder: Path) -> list[tuple[list[str], str]]:
+    """Words, and what the message must name."""
+    broken, listed, rows = folder / "broken.yaml", folder / "list.yaml", folder / "rows.jsonl"
+    broken.write_text("steps: [1\n")
+    listed.write_text("- steps\n")
+    rows.write_text('{"prompt": "hi"}\n{"no prompt": 1}\n')
+    reward = folder / "reward.py"
+    reward.write_text("def fine(completions, **columns):\n    return [0.0 for _ in completions]\n")
+    train = ["train", *words(folder, "run")]
+    model = str(folder / "model")
+    return [
+        (["fly"], "fly"),
+        (["train"], "task"),
+        (["train", "--config", "no-such"], "no-such"),
+        (["train", "--config", str(broken), "--out", "x"], "broken.yaml"),
+        (["train", "--config", str(listed), "--out", "x"], "list.yaml"),
+        ([*train, "--method", "no-such"], "no-such"),
+        ([*train, "--no_such_option", "1"], "no_such_option"),
+        ([*train, "--steps", "many"], "steps"),
+        ([*train, "--steps", "0"], "steps"),
+        ([*train, "--answers", "1"], "answers"),
+        ([*train, "--prompts", "4", "--updates_per_epoch", "3"], "prompts"),
+        ([*train, "--sampler", "NoSuch"], "sampler"),
+        ([*train, "--sampler.no_such", "1"], "no_such"),
+        ([*train, "--sampler.temperature", "-1"], "temperature"),
+        ([*train, "--likelihood.levels", "Ramp", "--likelihood.levels.gamma", "2"], "gamma"),
+        ([*train, "--objective.epsilon", "-1"], "epsilon"),
+        ([*train, "--optimizer.lr", "0"], "lr"),
+        ([*train, "--compute.device", "tpu"], "device"),
+        ([*train, "--model", str(folder / "missing")], "missing"),
+        ([*train, "--model", "builtin:no-such"], "no-such"),
+        ([*train, "--reward", "no-such"], "no-such"),
+        ([*train, "--reward", f"{reward}:missing"], "missing"),
+        ([*train, "--reward", f"{folder / 'none.py'}:fine"], "none.py"),
+        ([*train, "--data", str(folder / "missing.jsonl")], "missing.jsonl"),
+        ([*train, "--data", str(rows)], "rows.jsonl"),
+        ([*train, "--task", "NoSuch"], "task"),
+        ([*train, "--evaluation.stop_at", "0.5"], "every"),
+        ([*train, "--adapter.rank", "0"], "rank"),
+        ([*train, "--adapter.targets", "[nothing]"], "nothing"),
+        ([*train, "--out", str(rows)], "rows.jsonl"),
+        (["sft", "--config", "sudoku-sft", "--out", str(folder / "s"), "--model", model], "scratch"),
+        (["sft", "--config", "sudoku-sft", "--out", str(folder / "s"), "--batch", "0"], "batch"),
+        (["sample", str(folder / "missing"), "--prompt", "1"], "missing"),
+        (["sample", model], "prompt"),
+        (["sample", model, "--prompt", "hello"], "hello"),
+        (["sample", model, "--prompt", "1", "--samples", "2"], "temperature"),
+        (["eval", model, "--task", "no-such"], "no-such"),
+        (["eval", model, "--task", "sudoku", "--split", "holiday"], "holiday"),
+        (["eval", model, "--task", "sudoku", "--data", "f.jsonl"], "sudoku"),
+        (["eval", model, "--task", "sudoku", "--parser", "d1"], "d1"),
+        (["eval", model, "--task", "sudoku", "--items", "0"], "items"),
+        (["report", str(folder)], "config.yaml"),
+        (["compare", str(folder)], "config.yaml"),
+        (["export", str(folder), str(folder / "e")], "config.yaml"),
+        (["demo", "--task", "no-such"], "no-such"),
+        (["demo", "--steps", "x"], "steps"),
+    ]
+
+
+def test_every_mistake_is_one_line_that_names_it_and_exits_2(tmp_path, capfd):
+    for command, named in mistakes(tmp_path):
+        code = main(command)
+        captured = capfd.readouterr()
+        assert code == 2, (command, captured.err)
+        message = captured.err.strip()
+        assert len(message.splitlines()) == 1, (command, message)
+        assert message.startswith("unmask: ") and named in message, (command, message)
+        assert "Traceback" not in message
+
+
+def test_a_failing_reward_of_the_user_names_function_and_row(tmp_path, capfd):
+    reward = tmp_path / "bad.py"
+    reward.write_text("def bad(completions, **columns):\n    return [1 / 0 for _ in completions]\n")
+    assert main(["train", *words(tmp_path, "run", "--reward", f"{reward}:bad")]) != 0
+    message = capfd.readouterr().err
+    assert "bad" in message and "division by zero" in message and "Traceback" not in message
+
+
+def test_debug_shows_the_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "unmask", "report", "nowhere", "--debug"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_presets_lie_in_the_package():
+    assert (Path(str(PRESETS)) / "runs" / "demo-sudoku.yaml").is_file()
