@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 _CHECKED = ["unmask.random", "unmask.schedules", "unmask.types", "unmask.samplers", "unmask.views", "unmask.objectives"]
 _CHECKED += ["unmask.advantages", "unmask.models", "unmask.modalities"]

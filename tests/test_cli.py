@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import tiny_model, words
 
+from runs import tiny_model, words
 from unmask.cli import COMMANDS, main
 from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
 
@@ -68,15 +68,10 @@ def test_every_run_preset_of_a_built_in_world_runs_a_toy_step(name, tmp_path):
 
 def test_the_gsm8k_preset_runs_a_toy_step_on_the_llada_fixture(tmp_path):
     data = Path(__file__).parent / "data"
-    assert (
-        main(
-            ["train", "--config", "llada-gsm8k", "--model", str(data / "llada"), "--data", str(data / "gsm8k.jsonl")]
-            + ["--out", str(tmp_path / "run"), "--steps", "1", "--prompts", "1", "--answers", "2", "--epochs", "2"]
-            + ["--task.answer_length", "16", "--sampler.steps", "4", "--adapter.rank", "2", "--evaluation.every", "0"]
-            + ["--compute.dtype", "float32"]
-        )
-        == 0
-    )
+    command = ["train", "--config", "llada-gsm8k", "--model", str(data / "llada"), "--data", str(data / "gsm8k.jsonl")]
+    command += ["--out", str(tmp_path / "run"), "--steps", "1", "--prompts", "1", "--answers", "2", "--epochs", "2"]
+    command += ["--task.answer_length", "16", "--sampler.steps", "4", "--adapter.rank", "2", "--evaluation.every", "0"]
+    assert main([*command, "--compute.dtype", "float32"]) == 0
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
     assert {"reward/number", "reward/format", "reward/integer"} <= set(row)
     assert (tmp_path / "run/model/config.json").read_text() == (data / "llada/config.json").read_text()

@@ -150,9 +150,7 @@ def test_intended_losses_gradients_clip_fractions_and_divergences_match(case, mi
     kl = K3(case["beta"]) if case["beta"] else None
     objective = (Clip if case["mean_method"] == "grpo" else SignClip)(epsilon=case["epsilon"], kl=kl)
     with torch.no_grad():
-        old, ref = (
-            score(policy(backbone(name)), batch.canvas, batch.answer.x, view)[None] for name in ("", "_ref")
-        )
+        old, ref = (score(policy(backbone(name)), batch.canvas, batch.answer.x, view)[None] for name in ("", "_ref"))
     keep, valid = batch.keep, batch.answer.valid
     denominator = objective.denominator(view.weight[None], valid, keep)
     batches = [

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from runs import distance, metrics, run, weights, words
 
+from runs import distance, metrics, run, weights, words
 from unmask.errors import UserError
 from unmask.types import View
 from unmask.views import score

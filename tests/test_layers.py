@@ -16,7 +16,18 @@ LAYERS = [
     {"rl", "supervised"},
     {"run"},
     {"evaluation", "progress", "run_directory", "report"},
-    {"samplers", "views", "objectives", "advantages", "modalities", "tasks", "rewards", "models", "runtime", "describe"},
+    {
+        "samplers",
+        "views",
+        "objectives",
+        "advantages",
+        "modalities",
+        "tasks",
+        "rewards",
+        "models",
+        "runtime",
+        "describe",
+    },
     {"types", "random", "schedules"},
     {"errors"},
 ]
@@ -75,7 +86,11 @@ def test_the_loop_imports_abstract_ideas_only():
 
 
 def test_the_runtime_is_the_only_user_of_accelerate_and_is_used_by_loops_only():
-    users = {home(path) for path in modules() if "import accelerate" in path.read_text() or "from accelerate" in path.read_text()}
+    users = {
+        home(path)
+        for path in modules()
+        if "import accelerate" in path.read_text() or "from accelerate" in path.read_text()
+    }
     assert users == {"runtime"}
     assert {home(path) for path in modules() if "runtime" in imports(path)} <= {
         *("rl", "supervised", "run", "evaluation"),
@@ -100,7 +115,8 @@ def test_no_token_ids_are_written_in_code():
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, unmask; print(sorted({'torch', 'transformers', 'datasets', 'peft', 'accelerate'} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "datasets", "peft", "accelerate"}
+    code = f"import sys, unmask; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -113,6 +129,11 @@ def test_public_names_resolve():
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             body[0] = ast.Pass()
     return tree

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import Table
 
+from toys import Table
 from unmask.errors import UserError
 from unmask.objectives import K1, K2, K3, Clip, Objective, SignClip, Terms, accumulate_gradient
 from unmask.objectives.gradient import MicroBatch
@@ -20,7 +20,7 @@ B, K, T = 6, 3, 4
 
 
 def scored(new: torch.Tensor, advantage: list[float], **changes) -> Scored:
-    v, b, t = new.shape
+    _, b, t = new.shape
     record = Scored(
         new=new,
         old=new.detach(),
@@ -103,7 +103,7 @@ class SequenceClip(Objective):
     separable = False
     needs_reference = False
 
-    def denominator(self, weight, valid, keep):  # noqa: ARG002
+    def denominator(self, weight, valid, keep):
         return keep.sum()
 
     def __call__(self, scored):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Table, answer_number, chi_square
 
+from toys import Table, answer_number, chi_square
 from unmask.errors import UserError
 from unmask.random import Random
 from unmask.samplers import Ancestral, Entropy, Guided, LeftToRight, LowConfidence, Margin, RandomOrder, TopProb

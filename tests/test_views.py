@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Table, chi_square
 
+from toys import Table, chi_square
 from unmask.errors import UserError
 from unmask.random import Random
 from unmask.types import Answer, Canvas, View

@@ -20,10 +20,10 @@ class Table(Policy):
         """Number of the state of each row."""
         return (x * (self.k + 1) ** torch.arange(self.t)).sum(1)
 
-    def __call__(self, canvas, x, at):  # noqa: ARG002
+    def __call__(self, canvas, x, at):
         return self.logits[self.state(x)[at[:, 0]], at[:, 1]].float()
 
-    def log_probabilities(self, canvas, x, at, target, hide=None, temperature=1.0):  # noqa: ARG002
+    def log_probabilities(self, canvas, x, at, target, hide=None, temperature=1.0):
         logits = self.logits[self.state(x)[at[:, 0]], at[:, 1]] / temperature
         return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 

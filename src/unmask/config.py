@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from unmask import advantages, objectives, samplers, schedules, tasks, views  # the members that YAML can name
 from unmask.errors import UserError
@@ -50,7 +50,7 @@ def preset(kind: str, name: str) -> Path:
 def parser_of(kind: type[RunConfig], command: str, description: str) -> ArgumentParser:
     """The option parser of a config class; options are its fields, dotted."""
     parser = ArgumentParser(prog=f"unmask {command}", description=description, exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="run preset (unmask presets) or YAML file")
+    parser.add_argument("--config", action="config", help="run preset (unmask presets) or YAML file")
     parser.add_class_arguments(kind)
     return parser
 
@@ -70,6 +70,7 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
     if kind is TrainConfig:
         short.add_argument("--method")
         short.add_argument("--reward", nargs="+")
+    known: Any
     known, rest = guarded(short.parse_known_args, list(words))
     files = [preset("runs", name) for name in known.config]
     if getattr(known, "method", None):
@@ -79,7 +80,7 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
     expanded = [word for file in files for word in ("--config", str(file))] + rest
     if getattr(known, "reward", None):
         expanded += ["--rewards", yaml.safe_dump(list(known.reward), default_flow_style=True)]
-    namespace = guarded(parser.parse_args, expanded)
+    namespace: Any = guarded(parser.parse_args, expanded)
     if known.data is not None:
         has_data = "data" in inspect.signature(_class_of(namespace.task.class_path)).parameters
         words_for = [] if has_data else ["--task", "Prompts"]

@@ -41,7 +41,9 @@ def report_machine() -> None:
             about = torch.cuda.get_device_properties(index)
             table.add_row(f"cuda:{index}", f"{about.name}, {about.total_memory / _GIB:.0f} GiB")
     else:
-        hint = "" if torch.version.cuda is None else " (torch is a CUDA build: check the driver, or install a CPU build)"
+        hint = (
+            "" if torch.version.cuda is None else " (torch is a CUDA build: check the driver, or install a CPU build)"
+        )
         table.add_row("gpu", f"none that torch can see{hint}")
     cpu = torch.device("cpu")
     table.add_row("cpu", f"{os.cpu_count()} cores, {_memory() / _GIB:.0f} GiB, {torch.get_num_threads()} torch threads")

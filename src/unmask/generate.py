@@ -2,12 +2,12 @@
 
 import json
 import sys
-from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 
 from unmask.config import parse_object

@@ -60,7 +60,7 @@ class Random:
         """One level down; the counter broadcasts against the place."""
         return Random(_mix64((self.state + counter) * _GOLDEN + _MIX1))
 
-    def __getitem__(self, index: object) -> "Random":
+    def __getitem__(self, index: slice | Tensor) -> "Random":
         """The places that `index` selects."""
         return Random(self.state[index])
 

@@ -116,8 +116,8 @@ def train(config: TrainConfig, settings: str = "", resume: bool = False) -> Run:
         # improve
         updates = []
         for epoch, part in [(e, u) for e in range(config.epochs) for u in _parts(rollouts, config.updates_per_epoch)]:
-            known = (None if source is None else source[epoch] for source in (old, ref))
-            updates.append(_improve(run, config, rollouts, views[epoch], *known, part, fresh=not updates))
+            known = tuple(None if source is None else source[epoch] for source in (old, ref))
+            updates.append(_improve(run, config, rollouts, views[epoch], known, part, fresh=not updates))
         metrics["time/update"] = time.perf_counter() - clock
 
         # log
@@ -216,13 +216,12 @@ def _improve(
     config: TrainConfig,
     rollouts: Rollouts,
     views,
-    old: Tensor | None,
-    ref: Tensor | None,
+    known: tuple[Tensor | None, ...],
     part: slice,
     fresh: bool,
 ) -> dict[str, float]:
     """One optimizer update on some rows; `fresh`: nothing has moved since the rollout, so old = new."""
-    learner, objective = run.learner, config.objective
+    learner, objective, (old, ref) = run.learner, config.objective, known
     weight = torch.stack([view.weight[part] for view in views])
     valid, keep = rollouts.answer.valid[part], rollouts.keep[part]
     denominator = run.runtime.sum(objective.denominator(weight, valid, keep)).clamp(min=1e-9)
@@ -246,7 +245,9 @@ def _improve(
     stats = accumulate_gradient(objective, scorer, batches, denominator, learner.backward, learner.accumulating)
     stats["learned_from"] = torch.tensor(float(len(rows)), device=run.runtime.device)
     names = sorted(stats)
-    sums = dict(zip(names, run.runtime.sum(torch.stack([stats[name].double() for name in names])).tolist(), strict=True))
+    sums = dict(
+        zip(names, run.runtime.sum(torch.stack([stats[name].double() for name in names])).tolist(), strict=True)
+    )
     tokens = max(sums.pop("tokens"), 1e-9)
     rows_used = sums.pop("learned_from")
     result = {name: value / tokens for name, value in sums.items() if name != "loss"}
@@ -273,8 +274,9 @@ def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completi
         "rollout/length": (length.sum(), len(length)),
         "rollout/zero_std_share": ((low >= high).double().sum(), len(groups)),
         "rollout/dropped_share": ((1 - keep).sum(), len(keep)),
-        "rollout/entropy": ((answer.entropy.double() * answer.valid).sum(), answer.valid.sum()),
     }
+    if answer.entropy is not None:
+        sums["rollout/entropy"] = ((answer.entropy.double() * answer.valid).sum(), answer.valid.sum())
     for name, scores in judged.components.items():
         values = [s.value for s in scores if s.status in ("ok", "invalid")]
         sums[f"reward/{name}"] = (sum(values), len(values))

@@ -237,7 +237,7 @@ class Run:
 
 
 def order(rows: Sequence[Row], seed: int, start: int, count: int) -> list[int]:
-    """Indices of the rows `start` .. `start + count` of an endless stream that permutes the split anew in every pass."""
+    """Indices of the rows `start` .. `start + count` of a stream that permutes the split anew in every pass."""
     n, indices = len(rows), []
     if not n:
         raise UserError("the training split is empty")
@@ -256,4 +256,3 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
         _cache.clear()
         _cache[seed, epoch, n] = np.random.default_rng([seed, epoch]).permutation(n)
     return _cache[seed, epoch, n]
-

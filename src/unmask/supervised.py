@@ -49,10 +49,8 @@ def ratios(config: SFTConfig, step: int, index: Tensor) -> Float[Tensor, "b"]:
     low-discrepancy sampler).
     """
     root = Random.root(config.seed, "level", step, device=index.device)
-    if config.stratified:
-        t = (root.uniform(1) + index / config.batch) % 1.0
-    else:
-        t = root.fold(index).uniform(1)[:, 0]
+    spread = (root.uniform(1) + index / config.batch) % 1.0
+    t = spread if config.stratified else root.fold(index).uniform(1)[:, 0]
     return (1 - config.lowest_ratio) * t + config.lowest_ratio
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from unmask.errors import UserError
 
-
 R = TypeVar("R", bound="Rows")  # Self, in a form that run-time shape checks understand
 
 

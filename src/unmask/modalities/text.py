@@ -1,11 +1,11 @@
 """Text: a chat prompt, left-padded, with the answer slots behind it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from unmask.errors import UserError
 from unmask.modalities.base import Modality, Prompt
@@ -15,19 +15,17 @@ from unmask.types import Canvas
 class Text(Modality):
     """Text answers of a masked language model.
 
-    Rows are `[pad ...] prompt [slot ...]`; pads are hidden from attention. Local ids are global ids, and k is the number
-    of rows of the head. The mask id and the rows past the tokenizer are banned; end tokens are ordinary candidates.
+    Rows are `[pad ...] prompt [slot ...]`; pads are hidden from attention. Local ids are global ids, and k is the
+    number of rows of the head. The mask id and the rows past the tokenizer are banned; end tokens are candidates.
 
     Args:
-        tokenizer: with a chat template, unless all prompts are plain ids.
+        tokenizer: a transformers tokenizer with a chat template.
         vocabulary: rows of the head.
         mask_id, pad_id: global ids.
         end_ids: ids that end an answer (`<|eot_id|>`, eos).
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, mask_id: int, pad_id: int, end_ids: Sequence[int]
-    ):
+    def __init__(self, tokenizer: Any, vocabulary: int, mask_id: int, pad_id: int, end_ids: Sequence[int]):
         self.tokenizer, self.mask_id, self.pad_id = tokenizer, mask_id, pad_id
         self.vocab = (0, vocabulary)
         self.end_ids = torch.tensor(sorted(set(end_ids)))

@@ -25,8 +25,8 @@ class Terms:
 class Objective(ABC):
     """An ordinary differentiable function of `Scored.new`.
 
-    `separable` says that each scored token is its own action, so that views and rows may be handled one after the other.
-    Otherwise the caller gathers all views first (see `accumulate_gradient`).
+    `separable` says that each scored token is its own action, so that views and rows may be handled one after
+    the other. Otherwise the caller gathers all views first (see `accumulate_gradient`).
     """
 
     separable: bool = True

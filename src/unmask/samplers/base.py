@@ -1,7 +1,7 @@
 """What all samplers share: the state of a half-finished answer, the transfer counts and the drawing of a token.
 
-Counts of tokens live on the host (they follow from the schedule), tokens and confidences on the device: a denoising step
-reads nothing back and has no loop over rows.
+Counts of tokens live on the host (they follow from the schedule), tokens and confidences on the device: a denoising
+step reads nothing back and has no loop over rows.
 """
 
 from abc import ABC, abstractmethod

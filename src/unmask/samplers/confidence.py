@@ -95,7 +95,7 @@ class Margin(PositionFirst):
 
 @dataclass(frozen=True)
 class LowConfidence(_BySchedule):
-    """LLaDA's order (arXiv 2502.09992): draw a token at every open slot, keep the most confident ones, re-mask the rest.
+    """LLaDA's order (arXiv 2502.09992): draw a token at every open slot, keep the surest ones, re-mask the rest.
 
     The confidence of a drawn token is its probability at temperature 1. A token other than the most likely one survives
     only if it also wins against the other slots, so at temperature > 0 this explores less than `TopProb`, and the

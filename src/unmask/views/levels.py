@@ -65,7 +65,7 @@ class Ramp(Levels):
 class RandomStart(Levels):
     """UniGRPO (MMaDA, arXiv 2505.15809, algorithm 1): a random first time, then evenly spaced times up to the end.
 
-    tau_1 = floor(U T), tau_n = floor((n-1)/(e-1) (T - tau_1) + tau_1), ratio tau_n / T; the last epoch hides everything.
+    tau_1 = floor(U T), tau_n = floor((n-1)/(e-1) (T - tau_1) + tau_1), ratio tau_n / T; the last epoch hides all.
     A ratio of 0 would score nothing and is raised to 1 / T. For e = 1 the ratio is uniform on (0, 1).
 
     Args:

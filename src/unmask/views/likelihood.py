@@ -1,4 +1,4 @@
-"""Likelihood estimators: laws of views. A view says what the policy does not see and what each log-probability counts."""
+"""Likelihood estimators: laws of views. A view says what the policy does not see and what each token counts."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field

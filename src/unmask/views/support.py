@@ -30,9 +30,9 @@ class Bernoulli(Support):
 class FadingOut(Support):
     """MaskGRPO's AR-like masking (arXiv 2510.02880): the probability of being hidden rises linearly along the answer.
 
-    keep_i = min(1, s (1 - y_i)) with y_i = i / (t - 1) over the *answer* slots. For r >= 1/2, s = 2 (1 - r) and the mean
-    over the slots is exactly r; for r < 1/2, s = 1 / (2 r) and the mean is r up to O(1/t). Left tokens become context,
-    right tokens depend on them.
+    keep_i = min(1, s (1 - y_i)) with y_i = i / (t - 1) over the *answer* slots. For r >= 1/2, s = 2 (1 - r) and the
+    mean over the slots is exactly r; for r < 1/2, s = 1 / (2 r) and the mean is r up to O(1/t). Left tokens become
+    context, right tokens depend on them.
 
     Args:
         clamp: keep s = 2 (1 - r) below r = 1/2 as well, as the paper does; the mean then stays above r.
