@@ -36,7 +36,7 @@ def train(steps: int, prompts: int, answers: int, epochs: int, seed: int) -> lis
     """Mean reward of every step."""
     model = new_llada(ALPHABET, dim=32, layers=2, heads=2, ffn=64, max_length=16, seed=seed)
     policy: Policy = model.policy()
-    optimizer = torch.optim.AdamW(model.backbone.parameters(), lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.backbone.parameters(), lr=1.5e-3, weight_decay=0.0)
 
     sampler = TopProb(steps=LENGTH, temperature=1.0)  # which slot: the surest; which token: drawn from its law
     likelihood = Masked(levels=Ramp(gamma=0.6), support=FadingOut())  # masked views, more of them towards the end
@@ -92,7 +92,7 @@ def train(steps: int, prompts: int, answers: int, epochs: int, seed: int) -> lis
 def main() -> None:
     """Trains and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)

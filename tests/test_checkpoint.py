@@ -395,8 +395,10 @@ def test_new_weights_are_a_function_of_the_seed():
     assert torch.equal(torch.get_rng_state(), before)
     assert equal(first, second)
     assert not equal(first, new_llada("01", **SIZES, seed=4).backbone.state_dict())
-    assert first["blocks.0.q.weight"].std() == pytest.approx(0.02, rel=0.1)
-    assert first["blocks.0.down.weight"].std() == pytest.approx(0.01, rel=0.1)
+    assert first["emb.weight"].std() == pytest.approx(1.0, rel=0.15)
+    assert first["blocks.0.q.weight"].std() == pytest.approx(SIZES["dim"] ** -0.5, rel=0.1)
+    into_stream = (SIZES["ffn"] * 2 * SIZES["layers"]) ** -0.5
+    assert first["blocks.0.down.weight"].std() == pytest.approx(into_stream, rel=0.1)
 
 
 @pytest.mark.parametrize("alphabet", ["", "abca"])

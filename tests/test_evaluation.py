@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import tiny_model
 
 import unmask
+from runs import tiny_model
 from unmask.evaluation import interval, pass_at_k
 from unmask.samplers import TopProb
 from unmask.tasks import Sudoku

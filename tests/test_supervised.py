@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from runs import SETTINGS
 from toys import Table
-
 from unmask.config import SFTConfig, parse
 from unmask.random import Random
 from unmask.supervised import corrupt, ratios, sft
@@ -28,7 +28,7 @@ def test_mask_ratios_are_uniform_above_their_floor_and_spread_over_the_batch(tmp
     settings = replace(config(tmp_path), batch=64, lowest_ratio=0.1)
     index = torch.arange(64)
     p = torch.stack([ratios(settings, step, index) for step in range(300)])
-    assert 0.1 <= float(p.min()) and float(p.max()) <= 1
+    assert float(p.min()) >= 0.1 and float(p.max()) <= 1
     assert float(p.mean()) == pytest.approx(0.55, abs=0.01)
     assert float((p[:, 0].sort().values - torch.linspace(0.1, 1, 300)).abs().max()) < 0.1  # each row by itself
     gaps = p.sort(dim=1).values.diff(dim=1)

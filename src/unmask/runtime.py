@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from unmask.errors import RunError, UserError
 from unmask.types import Policy
@@ -76,11 +77,17 @@ class Optimizer:
         if self.lr <= 0 or self.max_grad_norm <= 0 or self.weight_decay < 0 or self.warmup < 0:
             raise UserError("optimizer: lr and max_grad_norm must be positive, weight_decay and warmup not negative")
 
-    def build(self, parameters: Sequence[nn.Parameter], updates: int) -> tuple[torch.optim.AdamW, Any]:
+    def factor(self, update: int, updates: int) -> float:
+        """What `lr` is multiplied by in update 0 .. updates - 1; the first one already moves."""
+        warm = min(1.0, (update + 1) / max(1, self.warmup))
+        progress = max(0, update - self.warmup) / max(1, updates - self.warmup)
+        decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return warm * decay[self.schedule]
+
+    def build(self, parameters: Sequence[nn.Parameter], updates: int) -> tuple[torch.optim.AdamW, LambdaLR]:
         """The optimizer and its learning-rate schedule over this many updates."""
         optimizer = torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
-        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        return optimizer, get_scheduler(name, optimizer, self.warmup, updates)
+        return optimizer, LambdaLR(optimizer, lambda update: self.factor(update, updates))
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -35,7 +35,9 @@ def new_llada(
 ) -> Model:
     """A freshly initialised model in the official format of LLaDA, on the CPU in float32.
 
-    Matrices are drawn from N(0, 0.02^2); those that write into the residual stream from N(0, 0.02^2 / (2 layers)).
+    Embeddings are drawn from N(0, 1) and matrices from N(0, 1 / inputs); those that write into the residual stream are
+    divided by sqrt(2 layers), and the head is nearly 0: the first answers are uniform. Models this small learn several
+    times faster so than from N(0, 0.02^2) everywhere.
 
     Args:
         alphabet: every character becomes one token, in this order; LLaDA's special tokens follow.
@@ -115,13 +117,14 @@ def new_llada(
 @torch.no_grad()
 def _initialise(backbone: Backbone, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    into_stream = 0.02 / (2 * backbone.config.layers) ** 0.5
     for name, weight in backbone.named_parameters():
         if weight.ndim == 1:
             weight.fill_(1.0)  # norms: this configuration has no biases
-        else:
-            std = into_stream if name.endswith((".o.weight", ".down.weight")) else 0.02
-            weight.normal_(0.0, std, generator=generator)
+            continue
+        spread = {"emb.weight": 1.0, "head.weight": 0.02}.get(name, weight.shape[1] ** -0.5)
+        if name.endswith((".o.weight", ".down.weight")):
+            spread /= (2 * backbone.config.layers) ** 0.5
+        weight.normal_(0.0, spread, generator=generator)
 
 
 def _files_of(tokenizer: Any) -> dict[str, bytes]:
