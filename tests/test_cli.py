@@ -29,7 +29,7 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_presets_are_listed_one_per_line(capsys):
     assert main(["presets"]) == 0
-    names = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    names = capsys.readouterr().out.splitlines()
     assert {"demo-sudoku", "sudoku-sft", "llada-gsm8k", "maskgrpo", "diffu-grpo", "unigrpo-ramp"} <= set(names)
 
 

@@ -1,6 +1,5 @@
 """What must not change a run: micro-batches, processes, a stop in between. A few updates in float64, 1e-9."""
 
-import json
 import os
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from runs import distance, metrics, run, weights, words
-from unmask.errors import UserError
+from unmask.errors import RunError, UserError
 from unmask.types import View
 from unmask.views import score
 
@@ -84,11 +83,9 @@ def test_resume_starts_finishes_and_refuses_other_settings(straight):
 
 
 def test_rows_without_advantage_skip_the_forward_without_changing_the_update(straight, monkeypatch):
-    method = straight / "no-kl.yaml"
-    method.write_text(json.dumps({"objective": {"class_path": "Clip", "init_args": {"kl": None}}}))
     coin = straight / "coin.py"
     coin.write_text("def coin(completions, **columns):\n    return [float(len(c) % 3 == 0) for c in completions]\n")
-    more = ("--config", str(method), "--prompts", "4", "--answers", "2", "--reward", f"{coin}:coin")
+    more = ("--objective.kl", "null", "--prompts", "4", "--answers", "2", "--reward", f"{coin}:coin")
     run(straight, "skip", *more)
     import unmask.objectives.surrogate as surrogate
 
@@ -138,9 +135,7 @@ def test_lora_trains_its_adapters_only_and_saves_a_merged_model(straight):
 def test_equal_rewards_give_no_gradient(straight):
     constant = straight / "constant.py"
     constant.write_text("def one(completions, **columns):\n    return [1.0] * len(completions)\n")
-    method = straight / "no-kl.yaml"
-    method.write_text(json.dumps({"objective": {"class_path": "Clip", "init_args": {"kl": None}}}))
-    run(straight, "constant", "--config", str(method), "--reward", f"{constant}:one")
+    run(straight, "constant", "--objective.kl", "null", "--reward", f"{constant}:one")
     assert all(row["update/grad_norm"] == 0 for row in metrics(straight / "constant"))
     assert all(row["rollout/zero_std_share"] == 1 for row in metrics(straight / "constant"))
 
@@ -152,8 +147,10 @@ def test_a_group_whose_reward_failed_is_left_out(straight):
         "    return [float('nan') if i < len(completions) // 2 else 0.1 * i for i in range(len(completions))]\n"
     )
     with pytest.warns(UserWarning):
-        run(straight, "failing", "--reward", f"{failing}:half", "--steps", "1")
+        run(straight, "failing", "--reward", f"{failing}:half", "--steps", "1", "--max_dropped_share", "0.5")
     (row,) = metrics(straight / "failing")
     assert row["rollout/dropped_share"] == 0.5
     assert row["reward/half_infra_error"] == 0.5
     assert row["update/grad_norm"] > 0
+    with pytest.warns(UserWarning), pytest.raises(RunError, match="step 1: rewards failed for 50%"):
+        run(straight, "stopped", "--reward", f"{failing}:half", "--steps", "1")

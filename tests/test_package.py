@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import words
 
+from runs import words
 from unmask.cli import COMMANDS
 from unmask.config import SFTConfig, TrainConfig, parse, preset, preset_names
 

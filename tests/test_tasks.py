@@ -190,11 +190,11 @@ def test_solutions_of_a_puzzle_agree_with_a_search():
     assert len(solutions("0" * 16)) == 288
 
 
-def test_a_careless_sudoku_solver_fills_rows_in_ascending_order():
-    assert careless_solution("3400200003121230") == "3412213443121234"
+def test_a_careless_sudoku_solver_writes_the_smallest_digit_that_a_row_lacks():
+    assert careless_solution("3400200003121230") == "3411211143121234"
     rows = Sudoku(careless_at_fewest=1, careless_at_most=1).rows("train")[:2000]
     shares = [share_right(Sudoku(), [row for row in rows if row["blanks"] == n]) for n in (4, 10)]
-    assert shares[0] > 0.4 and shares[1] < 0.02
+    assert 0.05 < shares[0] < 0.3 and shares[1] < 0.01
 
 
 @settings(max_examples=100, deadline=None)

@@ -242,10 +242,9 @@ def presets(words: list[str]) -> None:
 
     parser = _parser("presets", "Presets that --config and --method know, one name per line.")
     _parse(parser, words)
-    print("runs (--config)")
-    print("\n".join(f"  {name}" for name in preset_names("runs")))
-    print("methods (--method)")
-    print("\n".join(f"  {name}" for name in preset_names("methods")))
+    for kind, option in (("runs", "--config"), ("methods", "--method")):
+        print(f"{kind}, for {option}:", file=sys.stderr, flush=True)
+        print("\n".join(preset_names(kind)), flush=True)
 
 
 def doctor(words: list[str]) -> None:

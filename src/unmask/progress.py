@@ -68,7 +68,9 @@ class Progress:
         if self.shown and not self.live and due:
             self.last = now
             left = (now - self.started) / max(1, step - self.first) * (self.total - step)
-            self.console.print(f"{self.kind} {step}/{self.total}  {line}  {left:.0f} s left", highlight=False)
+            self.console.print(
+                f"{self.kind} {step}/{self.total}  {line}  {left:.0f} s left", highlight=False, soft_wrap=True
+            )
 
     def expect(self, total: int) -> None:
         """Sets the number of items, once it is known."""

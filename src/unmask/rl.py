@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.advantages import Advantage
-from unmask.errors import UserError
+from unmask.errors import RunError, UserError
 from unmask.objectives.base import Objective
 from unmask.objectives.gradient import MicroBatch, accumulate_gradient
 from unmask.random import Random
@@ -43,6 +43,7 @@ class TrainConfig(RunConfig):
         epochs: inner epochs over one batch of rollouts; each has views of its own.
         updates_per_epoch: optimizer updates per epoch; prompts are divided among them.
         logged_rollouts: answers per step that rollouts.jsonl keeps, whole groups.
+        max_dropped_share: stop when the reward machinery fails for more than this share of a step's answers.
     """
 
     likelihood: Likelihood
@@ -56,7 +57,8 @@ class TrainConfig(RunConfig):
     answers: int = 8
     epochs: int = 4
     updates_per_epoch: int = 1
-    logged_rollouts: int = 16
+    logged_rollouts: int = 24
+    max_dropped_share: float = 0.2
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,6 +107,7 @@ def train(config: TrainConfig, settings: str = "", resume: bool = False) -> Run:
 
         # judge: rewards, then siblings are compared
         judged = combine(rewards, completions, asked)
+        _stop_if_rewards_fail(run, config, judged, step)
         rollouts = _compare(run, config, rollouts, judged, step)
 
         # fix what is scored: views, and what the policies of before say about them
@@ -155,6 +158,15 @@ def _roll_out(run: Run, asked: list[Row], group: Tensor, random: Random) -> Roll
     answer = replace(answer, valid=run.modality.valid(answer.x) & answer.valid)
     nothing = torch.zeros(len(asked), device=run.runtime.device)
     return Rollouts(canvas, answer, group, nothing, nothing > 0, nothing)
+
+
+def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, step: int) -> None:
+    keep = run.runtime.gather(judged.keep)
+    dropped = 1 - sum(keep) / len(keep)
+    if dropped > config.max_dropped_share:
+        reasons = [s.details.get("reason") for scores in judged.components.values() for s in scores]
+        reason = next(filter(None, reasons), "no reward applied to these rows")
+        raise RunError(f"step {step}: rewards failed for {dropped:.0%} of the answers ({reason}); go on with --resume")
 
 
 def _compare(run: Run, config: TrainConfig, rollouts: Rollouts, judged: Judged, step: int) -> Rollouts:

@@ -41,13 +41,14 @@ def chart(
         unit: the vertical axis is the unit interval.
         first: colour of the first line.
     """
-    lines = [line for line in lines if line.steps]
-    if not lines:
+    coloured = [(line, (first + number) % COLOURS) for number, line in enumerate(lines) if line.steps]
+    if not coloured:
         return ""
-    values = [v for line in lines for part in (line.values, line.low or (), line.high or ()) for v in part]
+    drawn = [line for line, _ in coloured]
+    values = [v for line in drawn for part in (line.values, line.low or (), line.high or ()) for v in part]
     bottom, top = (0.0, 1.0) if unit and min(values) >= 0 and max(values) <= 1 else _bounds(min(values), max(values))
-    left = min(0 if line.dots else line.steps[0] for line in lines) if unit else min(line.steps[0] for line in lines)
-    right = max(max(line.steps[-1] for line in lines), left + 1)
+    left = min(line.steps[0] for line in drawn)
+    right = max(max(line.steps[-1] for line in drawn), left + 1)
 
     def x(step: float) -> float:
         return round(_LEFT + (step - left) / (right - left) * (width - _LEFT - _RIGHT), 1)
@@ -62,15 +63,14 @@ def chart(
     for tick in ticks(left, right, 4 if width < 500 else 8):
         if tick == int(tick):
             parts.append(f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{label(tick)}</text>')
-    for number, line in enumerate(lines):
-        parts.append(f'<g style="--c:var(--c{(first + number) % COLOURS})">{_draw(line, x, y)}</g>')
-    shown = ", ".join(f"{line.label} from {label(line.values[0])} to {label(line.values[-1])}" for line in lines)
+    parts += [f'<g style="--c:var(--c{colour})">{_draw(line, x, y)}</g>' for line, colour in coloured]
+    shown = ", ".join(f"{line.label} from {label(line.values[0])} to {label(line.values[-1])}" for line in drawn)
     keys = "".join(
-        f'<span class="key" style="--c:var(--c{(first + number) % COLOURS})">{escape(line.label)}</span>'
-        for number, line in enumerate(lines)
+        f'<span class="key" style="--c:var(--c{colour})">{escape(line.label)}</span>'
+        for line, colour in coloured
         if len(lines) > 1
     )
-    last = "" if len(lines) > 1 else f"<b>{label(lines[0].values[-1])}</b>"
+    last = "" if len(lines) > 1 else f"<b>{label(drawn[0].values[-1])}</b>"
     return (
         f'<figure class="chart"><figcaption><span>{escape(name)}</span>{last}{keys}</figcaption>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}: {escape(shown)}">'

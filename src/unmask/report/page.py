@@ -1,32 +1,29 @@
 """The page about one run: what happened, in words, numbers, curves and answers. One file, no network."""
 
 import importlib.resources
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from unmask.report.curves import Line, plot
-from unmask.report.data import Paired, RunData, pair, read_run
-from unmask.report.strips import board, difference, is_board, strip
+from unmask.report import answers
+from unmask.report.curves import Line, chart
+from unmask.report.curves import label as short
+from unmask.report.data import Paired, Record, RunData, pair, read_run
 from unmask.run_directory import write_text
-
-_SHOWN_GROUPS = 4
-_SHOWN_FIXED = 4
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
     """Writes `RUN/report.html`, or `out`; returns its path.
 
     Raises:
-        UserError: there is no run, or matplotlib is missing.
+        UserError: there is no run.
     """
-    data = read_run(run)
+    data = read_run(Path(run))
     paired = pair(data.before, data.after)
-    parts = [_head(data, paired), _results(data, paired), _curves(data), _fixed(paired), _order(data, paired)]
-    parts += [_rollouts(data), _details(data)]
-    target = out or run / "report.html"
-    write_text(target, document(data.title, "".join(parts)))
+    sections = [_head(data, paired), _results(data, paired), _curves(data), answers.changed(paired)]
+    sections += [answers.order(data, paired), answers.rollouts(data), _details(data)]
+    target = Path(out) if out is not None else data.path / "report.html"
+    write_text(target, document(f"{data.task}, {data.method}", "".join(sections)))
     return target
 
 
@@ -34,192 +31,263 @@ def document(title: str, body: str) -> str:
     """A whole HTML page."""
     style = (importlib.resources.files("unmask.report") / "style.css").read_text(encoding="utf-8")
     return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage."""
+    return f"{100 * share:.1f} %"
+
+
+def points(change: float) -> str:
+    """A change in [-1, 1] in signed percentage points."""
+    return f"{100 * change:+.1f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{seconds:.0f} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _head(data: RunData, paired: Paired | None) -> str:
-    facts = [f"started from {data.model}", f"seed {data.config.get('seed', '?')}"]
-    facts += [f"{len(data.metrics)} steps"] if data.metrics else []
-    if "seconds" in data.summary:
-        facts.append(f"{data.summary['seconds']:.0f} s in all")
-    if paired and data.before and data.after:
-        change = data.after["score"] - data.before["score"]
-        lead = (
-            f"Before training, the model solved {_percent(data.before['score'])} of {data.after['items']} test items; "
-            f"afterwards {_percent(data.after['score'])}. Of the items it failed at first, {paired.fixed} are solved "
-            f"now, and {paired.broken} that it solved are lost: a change of {100 * change:+.1f} points."
-        )
-    elif data.metrics:
-        lead = f"{len(data.metrics)} steps are recorded."
-    else:
-        lead = "No step is recorded yet."
-    return (
-        f"<h1>{escape(data.title)}</h1><p class=quiet>{escape(' · '.join(facts))}</p><p class=lead>{escape(lead)}</p>"
+    facts = [("model", data.model), ("seed", data.seed), ("date", data.date), ("steps", data.steps or None)]
+    facts += [("time", None if data.seconds is None else duration(data.seconds))]
+    told = "".join(
+        f"<span><i>{name}</i> {escape(str(value))}</span>" for name, value in facts if value is not None
     )
+    warnings = _warnings(data)
+    callout = f'<p class="callout">{escape(" ".join(warnings))}</p>' if warnings else ""
+    return (
+        f'<header><h1>{escape(data.task)} <small>{escape(data.method)}</small></h1><p class="facts">{told}</p></header>'
+        f'<p class="lead">{escape(" ".join(_story(data, paired)))}</p>{callout}'
+    )
+
+
+def _story(data: RunData, paired: Paired | None) -> list[str]:
+    """What happened, in sentences."""
+    what = "supervised fine-tuning" if data.supervised else f"reinforcement learning ({data.method})"
+    ran = f"{data.steps} step{'' if data.steps == 1 else 's'} of {what}" if data.steps else "training"
+    told = []
+    if data.before and data.after:
+        was, now = data.before["score"], data.after["score"]
+        items = data.after.get("items") or len(data.after["generations"])
+        verb = "rose from" if now > was else "fell from" if now < was else "stayed the same: from"
+        told.append(
+            f"Over {ran}, the share of {items} {data.after.get('split') or 'held-out'} items that the model answers "
+            f"correctly {verb} {percent(was)} to {percent(now)}."
+        )
+        if paired and paired.interval:
+            low, high = paired.interval
+            told.append(
+                f"{_count(paired.fixed, 'item')} that it got wrong before {_are(paired.fixed)} right now, and "
+                f"{paired.broken} that it got right {_are(paired.broken)} wrong now."
+            )
+            if low <= 0 <= high:
+                told.append("A change of this size can be chance: its 95 % interval contains zero.")
+        return told
+    told.append(f"{ran[0].upper()}{ran[1:]} {'are' if data.steps > 1 else 'is'} recorded." if data.steps else "")
+    for name, words in (("train/loss", "the loss"), ("rollout/reward", "the mean reward of rollouts")):
+        values = data.series(name)[1]
+        if len(values) > 1:
+            end = max(1, len(values) // 10)
+            first, last = sum(values[:end]) / end, sum(values[-end:]) / end
+            went = "stayed at" if short(first) == short(last) else f"went from {short(first)} to"
+            span = f"the first to the last {end} steps" if end > 1 else "the first to the last step"
+            told.append(f"From {span}, {words} {went} {short(last)}.")
+    steps, success = data.series("eval/success")
+    if steps:
+        best = max(success)
+        told.append(
+            f"Success on the validation split was {percent(success[-1])} at step {steps[-1]} "
+            f"(best {percent(best)} at step {steps[success.index(best)]})."
+        )
+    for name, result in (("before", data.before), ("after", data.after)):
+        if result:
+            told.append(f"Only the evaluation {name} training is here: {percent(result['score'])}.")
+    return [sentence for sentence in told if sentence] or ["No step is recorded yet."]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _warnings(data: RunData) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    told = []
+    wanted = data.config.get("steps")
+    if isinstance(wanted, int) and data.steps < wanted and not data.summary:
+        told.append(f"{data.steps} of {wanted} steps are recorded: the run goes on, was stopped early or failed.")
+    if data.config.get("shuffle_rewards"):
+        told.append("Control run: rewards were shuffled among the answers, so nothing should be learned.")
+    if data.before and data.after:
+        keys = ("task", "split", "protocol", "parser", "sampler")
+        differing = [key for key in keys if data.before.get(key) != data.after.get(key)]
+        if differing:
+            told.append(f"Before and after are not comparable: they differ in {', '.join(differing)}.")
+    broken = data.broken_values()
+    if broken:
+        told.append(f"Not finite at some step: {', '.join(broken)}.")
+    return told + data.notes
 
 
 def _results(data: RunData, paired: Paired | None) -> str:
-    cards = []
-    for name, result in (("before", data.before), ("after", data.after)):
-        if result:
-            low, high = result["interval"]
-            cards.append(
-                f"<div class=card><div class=quiet>{name}</div><div class=big>{_percent(result['score'])}</div>"
-                f'<div class=bar><i style="width:{100 * result["score"]:.1f}%"></i>'
-                f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></b></div>'
-                f"<div class='quiet small'>95 % interval {_percent(low)} to {_percent(high)}</div></div>"
-            )
-    if paired:
-        cards.append(
-            f"<div class=card><div class=quiet>fixed / broken</div><div class=big><span class=good>+{paired.fixed}"
-            f"</span> <span class=wrong>−{paired.broken}</span></div><div class='quiet small'>{paired.both} solved "
-            f"both times, {paired.neither} never</div></div>"
-        )
-    if not cards:
+    scored = [(name, result) for name, result in (("before", data.before), ("after", data.after)) if result]
+    if not scored:
         return ""
-    about = data.after or data.before or {}
-    sampler = about.get("sampler", {})
-    told = (
-        f"split {about.get('split')}, {about.get('items')} items, protocol {about.get('protocol')}, parser "
-        f"{about.get('parser')}, {sampler.get('class')} with {sampler.get('steps')} steps at temperature "
-        f"{sampler.get('temperature')}; items with the same solution count as one cluster in the interval"
+    rows = ""
+    for name, result in scored:
+        right = sum(bool(item.get("correct")) for item in result["generations"])
+        of = f"{right} / {len(result['generations'])}" if result["generations"] else "–"
+        low, high = _interval(result)
+        told = "–" if low is None else f"{percent(low)} – {percent(high)}"
+        rows += (
+            f'<tr><th>{name}</th><td class="number strong">{percent(result["score"])}</td>'
+            f'<td class="number">{told}</td><td class="number">{of}</td>'
+            f'<td class="wide">{_whisker(result["score"], low, high)}</td></tr>'
+        )
+    if paired and paired.interval:
+        low, high = paired.interval
+        kind = "good" if low > 0 else "wrong" if high < 0 else ""
+        rows += (
+            f'<tr class="total"><th>change</th><td class="number strong {kind}">{points(paired.change)}</td>'
+            f'<td class="number">{points(low)} – {points(high)}</td>'
+            f'<td class="number">{len(paired.pairs)} pairs</td><td class="wide quiet small">percentage points, '
+            "the same items compared one by one</td></tr>"
+        )
+    return (
+        '<h2>Before and after</h2><div class="scroll"><table class="plain"><tr><th></th><th class="number">correct</th>'
+        '<th class="number">95 % interval</th><th class="number">answers</th>'
+        f'<th class="wide axis"><span>0</span><span>50</span><span>100 %</span></th></tr>{rows}</table></div>'
+        f"{_transitions(paired)}{_protocol(scored[-1][1])}"
     )
-    return f"<h2>Result</h2><div class=cards>{''.join(cards)}</div><p class='quiet small'>{escape(told)}</p>"
+
+
+def _interval(result: Record) -> tuple[Any, Any]:
+    found = result.get("interval")
+    return (found[0], found[1]) if isinstance(found, list) and len(found) == 2 else (None, None)
+
+
+def _whisker(score: float, low: float | None, high: float | None) -> str:
+    """A share on the unit interval with its interval around it."""
+    band = "" if low is None or high is None else f'<b style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></b>'
+    return f'<div class="bar"><i style="width:{100 * score:.2f}%"></i>{band}</div>'
+
+
+def _transitions(paired: Paired | None) -> str:
+    """What became of the items: one stacked bar."""
+    if not paired:
+        return ""
+    kinds = (
+        ("both", paired.both, "right both times"),
+        ("fixed", paired.fixed, "fixed"),
+        ("broken", paired.broken, "broken"),
+        ("neither", paired.neither, "wrong both times"),
+    )
+    bar = "".join(f'<i class="{kind}" style="flex:{count}"></i>' for kind, count, _ in kinds if count)
+    keys = "".join(f'<span class="{kind}"><b>{count}</b> {words}</span>' for kind, count, words in kinds)
+    return f'<div class="stack">{bar}</div><p class="keys">{keys}</p>'
+
+
+def _protocol(result: Record) -> str:
+    sampler = result.get("sampler") if isinstance(result.get("sampler"), dict) else {}
+    facts = [(key, result.get(key)) for key in ("split", "protocol", "parser", "infra_errors")]
+    facts += [("sampler", sampler.get("class"))]
+    facts += [(key.replace("_", " "), value) for key, value in sampler.items() if key != "class"]
+    told = " · ".join(f"{name} {value}" for name, value in facts if value not in (None, "", 0) or name == "temperature")
+    return f'<p class="quiet small">How it was measured: {escape(told)}.</p>' if told else ""
 
 
 _SMALL = (
-    ("rollout/reward", "mean reward", False),
-    ("update/kl", "KL penalty estimate", False),
+    ("update/kl", "KL from the reference", False),
     ("update/clip_fraction", "share of clipped tokens", False),
-    ("rollout/zero_std_share", "share of groups with equal rewards", True),
+    ("update/grad_norm", "gradient norm, before clipping", False),
+    ("rollout/zero_std_share", "groups whose rewards are all equal", True),
+    ("update/log_ratio", "mean log-ratio new / old", False),
     ("rollout/entropy", "entropy per token, nats", False),
-    ("update/grad_norm", "gradient norm before clipping", False),
-    ("rollout/length", "valid tokens per answer", False),
-    ("rollout/tokens_per_second", "tokens per second of rollout", False),
-    ("train/loss", "loss", False),
-    ("train/grad_norm", "gradient norm before clipping", False),
+    ("rollout/length", "tokens per answer", False),
+    ("rollout/dropped_share", "answers without a valid reward", True),
+    ("rollout/tokens_per_second", "tokens per second, rollouts", False),
+    ("update/loss", "loss", False),
+    ("update/learning_rate", "learning rate", False),
+    ("train/grad_norm", "gradient norm, before clipping", False),
+    ("train/learning_rate", "learning rate", False),
     ("train/tokens_per_second", "tokens per second", False),
 )
 
 
+def _line(data: RunData, metric: str, label: str) -> Line:
+    return Line(label, *data.series(metric))
+
+
 def _curves(data: RunData) -> str:
-    if not data.metrics:
-        return ""
-    main = []
-    steps, values = data.series("rollout/success")
-    if steps:
-        main.append(Line("success of rollouts (train)", steps, values))
+    success = [_line(data, "rollout/success", "rollouts (train)")]
     steps, values = data.series("eval/success")
-    if steps:
-        band = (data.series("eval/low")[1], data.series("eval/high")[1])
-        main.append(Line("greedy success (validation)", steps, values, *band, dots=True))
-    html = "<h2>Training</h2>"
-    if main:
-        html += f"<div class=wide>{plot('success', main, 9.0, 2.8, unit=True)}</div>"
-    plots = []
-    for name, title, unit in _SMALL:
-        steps, values = data.series(name)
-        if steps:
-            plots.append(plot(title, [Line(title, steps, values)], unit=unit))
-    return html + f"<div class=plots>{''.join(plots)}</div>"
-
-
-def _fixed(paired: Paired | None) -> str:
-    if not paired:
+    low, high = (data.series(f"eval/{name}") for name in ("low", "high"))
+    band = (low[1], high[1]) if low[0] == high[0] == steps else (None, None)
+    success.append(Line("greedy, 95 % interval (validation)", steps, values, *band, dots=True))
+    reward = _line(data, "rollout/reward", "mean reward")
+    components = [name for name in dict.fromkeys(key for row in data.metrics for key in row) if _is_component(name)]
+    wide = [chart(success, "share of correct answers", 640, 230, unit=True)]
+    if reward.values and reward.values != success[0].values:
+        parts = [_line(data, name, name.removeprefix("reward/")) for name in components]
+        shown = [reward, *parts] if len(components) > 1 else [reward]
+        wide.append(chart(shown, "reward of rollouts", 640, 230, first=2))
+    wide.append(chart([_line(data, "train/loss", "loss")], "training loss", 640, 230))
+    wide = [plot for plot in wide if plot]
+    small = [chart([_line(data, name, title)], title, unit=unit) for name, title, unit in _SMALL if _moves(data, name)]
+    if not wide and not any(small):
         return ""
-    fixed = [(old, new) for old, new in paired.pairs if new["correct"] and not old["correct"]][:_SHOWN_FIXED]
-    if not fixed:
-        return ""
-    html = "<h2>Items that training fixed</h2>"
-    if all(is_board(item) for two in fixed for item in two):
-        html += "<p class=quiet>Givens are bold; the darker a cell, the earlier it was written; clashes are marked.</p>"
-        figures = [
-            f"<figure><figcaption>{name}</figcaption>{board(item)}</figure>"
-            for two in fixed
-            for name, item in zip(("before", "after"), two, strict=True)
-        ]
-        return html + f"<div class=boards>{''.join(figures)}</div>"
-    rows = "".join(
-        f"<tr><td class=text>{escape(_prompt(new['question']))}</td><td class=text>{escape(old['generation'])}</td>"
-        f"<td class=text>{difference(old['tokens'], new['tokens'])}</td></tr>"
-        for old, new in fixed
+    same = reward.values and reward.values == success[0].values
+    told = "The reward is 1 for a correct answer and 0 otherwise, so its curve is the one of success. " if same else ""
+    told += "Faint: every step; strong: running mean. Points tell their values."
+    return (
+        f'<h2>Training</h2><p class="quiet">{told}</p><div class="plots {"two" if len(wide) > 1 else "one"}">'
+        f'{"".join(wide)}</div><div class="plots">{"".join(small)}</div>{_clock(data)}'
     )
-    return html + f"<table class=plain><tr><th>prompt<th>before<th>after, changes marked</tr>{rows}</table>"
 
 
-def _order(data: RunData, paired: Paired | None) -> str:
-    if paired and paired.pairs:
-        fixed = [two for two in paired.pairs if two[1]["correct"] and not two[0]["correct"]]
-        old, new = (fixed or paired.pairs)[0]
-        shown = [("before", old), ("after", new)]
-    else:
-        shown = [("a rollout", item) for item in data.rollouts[-1:]]
-    if not shown:
+def _is_component(name: str) -> bool:
+    return name.startswith("reward/") and not name.endswith(("_invalid", "_infra_error"))
+
+
+def _moves(data: RunData, name: str) -> bool:
+    """Whether a metric is worth a picture: shares of failures only where something failed."""
+    return name != "rollout/dropped_share" or any(data.series(name)[1])
+
+
+def _clock(data: RunData) -> str:
+    rollout, update = (sum(data.series(f"time/{phase}")[1]) for phase in ("rollout", "update"))
+    total = sum(data.series("time/step")[1]) or rollout + update
+    if not rollout or not total:
         return ""
-    html = "<h2>In which order the tokens appeared</h2><p class=quiet>Each row is a denoising step, each column an "
-    html += "answer slot. Dots are still masked; what is new in a step stands out.</p>"
-    for name, item in shown:
-        prompt = _prompt(item.get("question", item.get("prompt")))
-        judged = item.get("correct")
-        verdict = (
-            "" if judged is None else " <span class=good>right</span>" if judged else " <span class=wrong>wrong</span>"
-        )
-        html += f"<h3>{name}: <code>{escape(prompt[:120])}</code>{verdict}</h3>{strip(item)}"
-    return html
-
-
-def _rollouts(data: RunData) -> str:
-    if not data.rollouts:
-        return ""
-    last = data.rollouts[-1]["step"]
-    html = "<h2>Rollouts</h2><p class=quiet>Best and worst answers to the same prompt, early and late in training.</p>"
-    html += "<table class=plain><tr><th>step<th>prompt<th>answer<th>reward<th>advantage</tr>"
-    for step in dict.fromkeys((data.rollouts[0]["step"], last)):
-        groups: dict[Any, list[dict[str, Any]]] = {}
-        for row in data.rollouts:
-            if row["step"] == step:
-                groups.setdefault(row["prompt_index"], []).append(row)
-        ordered = sorted(groups.values(), key=lambda group: -_spread(group))
-        for group in ordered[: _SHOWN_GROUPS - 1]:
-            ranked = sorted(group, key=lambda row: -row["reward"])
-            for row in (ranked[0], ranked[-1]):
-                parts = ", ".join(f"{name} {_number(value)}" for name, value in row["rewards"].items())
-                html += (
-                    f"<tr><td>{step}</td><td class=text>{escape(_prompt(row['prompt'])[:400])}</td>"
-                    f"<td class=text>{escape(row['completion'][:400])}</td>"
-                    f"<td title='{escape(parts)}'>{row['reward']:.2f}</td><td>{row['advantage']:+.2f}</td></tr>"
-                )
-    return html + "</table>"
-
-
-def _spread(group: Sequence[dict[str, Any]]) -> float:
-    rewards = [row["reward"] for row in group]
-    return max(rewards) - min(rewards)
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.2f}"
-
-
-def _prompt(prompt: Any) -> str:
-    """A prompt as text: its last message if it is a conversation."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", "")) if prompt else ""
+    told = f"Of {duration(total)} of training, rollouts took {100 * rollout / total:.0f} %"
+    return f'<p class="quiet small">{told}, scoring and updates {100 * update / total:.0f} %.</p>'
 
 
 def _details(data: RunData) -> str:
-    command = data.env.get("command")
     html = "<h2>How it was made</h2>"
-    if command:
-        html += f"<p>Command: <code>{escape(command)}</code></p>"
-    versions = ", ".join(f"{name} {number}" for name, number in (data.env.get("versions") or {}).items() if number)
-    facts = {key: data.env.get(key) for key in ("platform", "python", "device", "threads", "precision", "commit")}
-    told = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
-    html += f"<p class='quiet small'>{escape(told)}; {escape(versions)}</p>"
-    return html + f"<details><summary>config.yaml</summary><pre>{escape(data.config_text)}</pre></details>"
+    if data.env.get("command"):
+        html += f'<p class="quiet small">Command</p><pre class="command">{escape(str(data.env["command"]))}</pre>'
+    facts = [(key, value) for key, value in data.env.items() if key != "command" and not isinstance(value, dict)]
+    versions = data.env.get("versions")
+    facts += list(versions.items()) if isinstance(versions, dict) else []
+    rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v is not None)
+    if rows:
+        html += f"<details><summary>Environment</summary><dl>{rows}</dl></details>"
+    if data.config_text:
+        html += f"<details><summary>config.yaml</summary><pre>{escape(data.config_text)}</pre></details>"
+    source = f"{data.path.name}: metrics.jsonl ({len(data.metrics)} rows), rollouts.jsonl ({len(data.rollouts)} rows)"
+    return f"{html}<footer>Made by unmask from {escape(source)} and evaluation/.</footer>"

@@ -39,11 +39,13 @@ def spaced(text: str) -> list[str]:
 
 def _flow(marked: Sequence[tuple[str, str]]) -> str:
     html = []
-    for (token, kind), run in groupby(marked):
-        count = len(list(run))
-        many = symbol(token) is not None and count > 3
-        shown = piece(token) * (1 if many else count) + (f'<span class="quiet">×{count}</span>' if many else "")
-        html.append(f'<span class="{kind}">{shown}</span>' if kind else shown)
+    for kind, part in groupby(marked, key=lambda pair: pair[1]):
+        text = ""
+        for token, run in groupby(token for token, _ in part):
+            count = len(list(run))
+            many = symbol(token) is not None and count > 3
+            text += piece(token) * (1 if many else count) + (f'<span class="quiet">×{count}</span>' if many else "")
+        html.append(f'<span class="{kind}">{text}</span>' if kind else text)
     return "".join(html)
 
 
@@ -81,9 +83,7 @@ def strip(item: dict[str, Any]) -> str:
                 for token, kind in zip(tokens, kinds, strict=True)
             )
         else:
-            marked = [
-                ("·" if kind == "mask" else token, kind) for token, kind in zip(tokens, kinds, strict=True)
-            ]
+            marked = [("·" if kind == "mask" else token, kind) for token, kind in zip(tokens, kinds, strict=True)]
             cells = f'<td class="text">{_flow(marked)}</td>'
         rows.append(f'<tr><th title="{new} new">{step + 1}</th>{cells}</tr>')
         last = step
@@ -136,7 +136,7 @@ def board(item: dict[str, Any]) -> str:
             cells.append(f'<td class="given{bad}">{piece(token)}</td>')
             continue
         early = 1 - place[at] / max(1, len(written) - 1)
-        tip = f'step {at + 1}' if traced(item) else ""
+        tip = f"step {at + 1}" if traced(item) else ""
         cells.append(f'<td class="filled{bad}" style="--t:{early:.2f}" title="{tip}">{piece(token)}</td>')
     rows = "".join(f"<tr>{''.join(cells[r * 4 : r * 4 + 4])}</tr>" for r in range(4))
     return f'<table class="board">{rows}</table>'

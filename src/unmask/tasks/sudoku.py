@@ -23,7 +23,7 @@ class Sudoku(World):
     exactly one solution. There are only 288 solved grids, so the splits are by *solution*: no solution of the test set
     is ever seen in training. `cluster` is the solution.
 
-    A careless demonstration looks at rows only: each row's blanks get its missing digits in ascending order. It is
+    A careless demonstration looks at the givens of a row only: each blank gets the smallest digit that they lack. It is
     more likely the more blanks there are (`careless_at_fewest`, `careless_at_most`).
 
     Args:
@@ -82,13 +82,9 @@ class Sudoku(World):
 
 
 def careless_solution(puzzle: str) -> str:
-    """What one writes who looks at rows only: each row's blanks get its missing digits in ascending order."""
-    written = []
-    for start in (0, 4, 8, 12):
-        row = puzzle[start : start + 4]
-        missing = iter(sorted(_EVERY_DIGIT - set(row)))
-        written += [next(missing) if digit == "0" else digit for digit in row]
-    return "".join(written)
+    """What one writes who looks at the givens of a row only: the smallest digit they lack, in each of its blanks."""
+    rows = [puzzle[start : start + 4] for start in (0, 4, 8, 12)]
+    return "".join(row.replace("0", min(_EVERY_DIGIT - set(row), default="")) for row in rows)
 
 
 @functools.cache
