@@ -49,8 +49,8 @@ def words(folder: Path, out: str, *more: str, method: str = "maskgrpo") -> list[
 
 def run(folder: Path, out: str, *more: str, resume: bool = False, method: str = "maskgrpo"):
     """Trains in this process."""
-    config, settings = parse(TrainConfig, "train", words(folder, out, *more, method=method))
-    return train(config, settings, resume)
+    config = parse(TrainConfig, "train", words(folder, out, *more, method=method))
+    return train(config, resume)
 
 
 def weights(run_directory: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import yaml
 from runs import tiny_model, words
 from unmask.cli import COMMANDS, main
 from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
+from unmask.describe import plain
 
 
 def test_help_names_every_command(capsys):
@@ -37,10 +38,10 @@ def test_presets_are_listed_one_per_line(capsys):
 def test_every_run_preset_parses_and_survives_yaml(name, tmp_path):
     content = yaml.safe_load(preset("runs", name).read_text())
     kind = SFTConfig if "batch" in content else TrainConfig
-    config, settings = parse(kind, "x", ["--config", name, "--out", str(tmp_path / "out")])
+    config = parse(kind, "x", ["--config", name, "--out", str(tmp_path / "out")])
     again = tmp_path / "again.yaml"
-    again.write_text(settings)
-    assert parse(kind, "x", ["--config", str(again)])[0] == config
+    again.write_text(yaml.safe_dump(plain(config)))
+    assert parse(kind, "x", ["--config", str(again)]) == config
 
 
 @pytest.mark.parametrize("name", preset_names("methods"))

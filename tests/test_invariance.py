@@ -43,7 +43,7 @@ def test_two_processes_change_nothing(straight):
         port.bind(("127.0.0.1", 0))
         number = port.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(number)]
-    command += ["-m", "unmask", "train", *words(straight, "two")]
+    command += ["-m", "unmask", "train", *words(straight, "two", "--compute.micro_batch", "3")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )

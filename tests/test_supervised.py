@@ -21,7 +21,7 @@ def config(tmp_path, *more: str) -> SFTConfig:
     keep = {name: SETTINGS[name] for name in ("task", "sampler", "optimizer", "compute")}
     scratch = {"dim": 16, "layers": 1, "heads": 2, "ffn": 32}
     file.write_text(json.dumps({**keep, "scratch": scratch, "batch": 8, "steps": 3}))
-    return parse(SFTConfig, "sft", ["--config", str(file), "--out", str(tmp_path / "run"), *more])[0]
+    return parse(SFTConfig, "sft", ["--config", str(file), "--out", str(tmp_path / "run"), *more])
 
 
 def test_mask_ratios_are_uniform_above_their_floor_and_spread_over_the_batch(tmp_path):

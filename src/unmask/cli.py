@@ -96,8 +96,8 @@ def sft(words: list[str]) -> None:
     from unmask.supervised import sft as run
 
     resume = _flag(words, "--resume")
-    config, settings = parse(SFTConfig, "sft", words, "Supervised fine-tuning on the completions of a task.")
-    _finish(run(config, settings, resume))
+    config = parse(SFTConfig, "sft", words, "Supervised fine-tuning on the completions of a task.")
+    _finish(run(config, resume))
 
 
 def train(words: list[str]) -> None:
@@ -105,8 +105,8 @@ def train(words: list[str]) -> None:
     from unmask.rl import train as run
 
     resume = _flag(words, "--resume")
-    config, settings = parse(TrainConfig, "train", words, "Reinforcement learning.")
-    _finish(run(config, settings, resume))
+    config = parse(TrainConfig, "train", words, "Reinforcement learning.")
+    _finish(run(config, resume))
 
 
 def _finish(run: Any) -> None:

@@ -55,8 +55,8 @@ def parser_of(kind: type[RunConfig], command: str, description: str) -> Argument
     return parser
 
 
-def parse(kind: type[RunConfig], command: str, words: Sequence[str], description: str = "") -> tuple[Any, str]:
-    """The config object that these words describe, and the same as YAML.
+def parse(kind: type[RunConfig], command: str, words: Sequence[str], description: str = "") -> Any:
+    """The config object that these words describe.
 
     Shorthands: `--method NAME`, `--data FILE`, `--reward NAME ...`.
     """
@@ -87,8 +87,7 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
         namespace = guarded(parser.parse_args, [*expanded, *words_for, "--task.data", known.data])
     objects = guarded(parser.instantiate, namespace)
     fields = {name: value for name, value in vars(objects).items() if name != "config"}
-    config = kind(**fields)
-    return config, parser.dump(namespace.clone(), skip_unset=False)
+    return kind(**fields)
 
 
 def parse_object(kind: type, value: Any, name: str) -> Any:

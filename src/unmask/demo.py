@@ -25,7 +25,7 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
         raise UserError(f"there is no demo of task {task!r}; demos are {known}")
     folder = Path(out) if out is not None else _free(Path("runs") / f"demo-{task}-seed{seed}")
     words = ["--config", name, "--method", method, "--out", str(folder), "--seed", str(seed), *overrides]
-    config, settings = parse(TrainConfig, "train", words)
+    config = parse(TrainConfig, "train", words)
     console = Console(stderr=True, highlight=False)
     started = time.monotonic()
 
@@ -39,7 +39,7 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
 
     console.print(f"{method} on {task}, seed {seed}; everything goes to {folder}")
     before = solved(str(config.model), "before")
-    run = train(config, settings)
+    run = train(config)
     after = solved(str(folder / "model"), "after")
     write_json(folder / "evaluation" / "before.json", before)
     write_json(folder / "evaluation" / "after.json", after)

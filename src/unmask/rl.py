@@ -77,14 +77,13 @@ class TrainConfig(RunConfig):
         return [Weighted(by_name(name), weight) for name, weight in zip(self.rewards, weights, strict=True)]
 
 
-def train(config: TrainConfig, settings: str = "", resume: bool = False) -> Run:
+def train(config: TrainConfig, resume: bool = False) -> Run:
     """Trains; the run directory holds everything that comes of it.
 
     Args:
-        settings: the config as YAML, for `config.yaml`.
         resume: continue the run that `config.out` holds, if it does.
     """
-    run = Run(config, settings, config.epochs * config.updates_per_epoch, config.objective.needs_reference, resume)
+    run = Run(config, config.epochs * config.updates_per_epoch, config.objective.needs_reference, resume)
     if run.finished:
         return run
     _check_shares(config, run.runtime.world)

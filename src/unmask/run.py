@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from unmask.describe import describe
+from unmask.describe import describe, plain
 from unmask.errors import RunError, UserError
 from unmask.evaluation import for_samples, measure, rows_of
 from unmask.models import Model, load
@@ -104,19 +105,16 @@ class Run:
 
     Args:
         config: its settings.
-        settings: the same as YAML, for `config.yaml`.
         updates_per_step: optimizer updates of one step.
         reference: keep the start policy.
         resume: go on from the last checkpoint if there is one.
     """
 
-    def __init__(self, config: RunConfig, settings: str, updates_per_step: int, reference: bool, resume: bool):
+    def __init__(self, config: RunConfig, updates_per_step: int, reference: bool, resume: bool):
         self.config = config
         self.runtime = Runtime(config.compute, config.trackers, Path(config.out))
         self.directory = RunDirectory(config.out, self.runtime.main)
-        device, threads = str(self.runtime.device), torch.get_num_threads()
-        self._settings = f"# device: {device}, threads: {threads}, precision: {self.runtime.precision}\n{settings}"
-        self._environment = {**environment(device, threads), "precision": self.runtime.precision}
+        self._settings = self._resolved()
         self.directory.check(self._settings, resume)
         self.finished = self.directory.finished
         self.step, self.best, self.best_weights, self.seconds = 0, -math.inf, None, 0.0
@@ -142,6 +140,22 @@ class Run:
         self.validation = rows_of(self.task, "validation", config.evaluation.items) if config.evaluation.every else []
         self.stop = False
 
+    def _resolved(self) -> dict[str, Any]:
+        """The settings with everything in place of `auto`."""
+        settings = plain(self.config)
+        settings["compute"] |= {
+            "device": self.runtime.device.type,
+            "dtype": self._dtype(),
+            "precision": self.runtime.precision,
+            "threads": torch.get_num_threads(),
+        }
+        return settings
+
+    def _dtype(self) -> str:
+        """Of the weights in memory; auto is the checkpoint's own, which is good enough where adapters are trained."""
+        auto = self.config.compute.dtype == "auto" and self.config.adapter is None
+        return "float32" if auto else self.config.compute.dtype
+
     def _model(self) -> Model:
         config, compute = self.config, self.config.compute
         if config.scratch is not None:
@@ -150,11 +164,8 @@ class Run:
             model = config.scratch.build(config.task.alphabet, config.seed)
         else:
             model = load(config.model or "", revision=config.revision)
-        dtype = compute.dtype
-        if dtype == "auto" and config.adapter is None:
-            dtype = "float32"
-        if dtype != "auto":
-            model.backbone.to(getattr(torch, dtype))
+        if self._dtype() != "auto":
+            model.backbone.to(getattr(torch, self._dtype()))
         model.backbone.checkpointing = compute.checkpointing
         return model
 
@@ -168,7 +179,7 @@ class Run:
 
     def steps(self, kind: str) -> Iterator[tuple[int, dict[str, float]]]:
         """The steps that are left, each with the row of metrics to fill; evaluates, saves and reports in between."""
-        self.directory.claim(self._settings, self._environment)
+        self.directory.claim(self._settings, environment(str(self.runtime.device)))
         self.directory.rewind(self.step)
         with Progress(kind, self.config.steps, self.step, self.runtime.main) as progress:
             while self.step < self.config.steps and not self.stop:

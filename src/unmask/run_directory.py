@@ -15,10 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from unmask.errors import UserError
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy")
-_NOT_SETTINGS = ("out",)  # where a run is written is not part of what it is
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,8 +63,8 @@ class RunDirectory:
     def finished(self) -> bool:
         return self.model.is_dir()
 
-    def check(self, settings: str, resume: bool) -> None:
-        """Looks whether a run with these settings (YAML) can be written here; writes nothing.
+    def check(self, settings: Mapping[str, Any], resume: bool) -> None:
+        """Looks whether a run with these settings can be written here; writes nothing.
 
         Raises:
             UserError: it holds a run already and `resume` is false, or its settings are others.
@@ -74,21 +75,21 @@ class RunDirectory:
         if config.exists():
             if not resume:
                 raise UserError(f"--out {self.path} holds a run already: add --resume, or choose another directory")
-            was, wanted = _settings(config.read_text()), _settings(settings)
-            if was != wanted:
-                changed = sorted(set(was.splitlines()) ^ set(wanted.splitlines()))
+            was, wanted = _settings(yaml.safe_load(config.read_text(encoding="utf-8"))), _settings(settings)
+            changed = sorted(name for name in was.keys() | wanted.keys() if was.get(name) != wanted.get(name))
+            if changed:
                 raise UserError(
-                    f"--resume: the settings differ from those of {config} ({changed[0].strip()!r}): "
+                    f"--resume: the settings differ from those of {config} ({', '.join(changed)}): "
                     "repeat the run's own command, or choose another --out"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"--out {self.path} is not empty and holds no run: choose another directory")
 
-    def claim(self, settings: str, env: Mapping[str, Any]) -> None:
+    def claim(self, settings: Mapping[str, Any], env: Mapping[str, Any]) -> None:
         """Makes the directory that of a run with these settings; one that is resumed keeps its own."""
         if self.main and not (self.path / "config.yaml").exists():
             write_json(self.path / "env.json", env)
-            write_text(self.path / "config.yaml", settings)
+            write_text(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to a JSONL."""
@@ -115,11 +116,13 @@ class RunDirectory:
             shutil.rmtree(path)
 
 
-def _settings(yaml: str) -> str:
-    return "\n".join(line for line in yaml.splitlines() if line.split(":")[0] not in _NOT_SETTINGS)
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is: not where it is written, nor on which machine it goes on."""
+    compute = {name: value for name, value in settings["compute"].items() if name not in ("device", "threads")}
+    return {**settings, "out": None, "compute": compute}
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """Versions, machine, git commit and command of this process."""
     versions = {}
     for package in _PACKAGES:
@@ -136,7 +139,6 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions,
         "device": device,
-        "threads": threads,
         "commit": commit.stdout.strip() or None,
         "command": " ".join(["unmask", *sys.argv[1:]]),
     }

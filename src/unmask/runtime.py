@@ -38,6 +38,7 @@ class Compute:
         precision: of the forward pass; auto takes bfloat16 where the device computes it fast.
         micro_batch: answers per forward with gradients; 0 is all of an update.
         rollout_batch: answers per forward of the sampler and of scoring; 0 is all.
+        threads: CPU threads of torch; 0 is its own choice.
         checkpointing: recompute activations in the backward pass: less memory, one more forward.
     """
 
@@ -46,11 +47,14 @@ class Compute:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     micro_batch: int = 0
     rollout_batch: int = 0
+    threads: int = 0
     checkpointing: bool = False
 
     def __post_init__(self):
         if self.micro_batch < 0 or self.rollout_batch < 0:
             raise UserError("compute.micro_batch and compute.rollout_batch must be positive, or 0 for all")
+        if self.threads < 0:
+            raise UserError("compute.threads must be positive, or 0 for torch's own choice")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Runtime:
     def __init__(self, compute: Compute, trackers: Sequence[str] = (), directory: Path | None = None):
         if compute.device == "cuda" and not torch.cuda.is_available():
             raise UserError("compute.device is cuda, but torch sees no GPU: use auto or cpu (unmask doctor)")
+        if compute.threads:
+            torch.set_num_threads(compute.threads)
         self.accelerator = Accelerator(
             cpu=compute.device == "cpu",
             log_with=list(trackers) or None,

@@ -60,14 +60,13 @@ def corrupt(ratio: Float[Tensor, "b"], target: Bool[Tensor, "b t"], random: Rand
     return View(mask, mask / ratio[:, None])
 
 
-def sft(config: SFTConfig, settings: str = "", resume: bool = False) -> Run:
+def sft(config: SFTConfig, resume: bool = False) -> Run:
     """Fine-tunes; the run directory holds everything that comes of it.
 
     Args:
-        settings: the config as YAML, for `config.yaml`.
         resume: continue the run that `config.out` holds, if it does.
     """
-    run = Run(config, settings, updates_per_step=1, reference=False, resume=resume)
+    run = Run(config, updates_per_step=1, reference=False, resume=resume)
     if run.finished:
         return run
     if config.batch % run.runtime.world:

@@ -8,12 +8,12 @@ from html import escape
 from typing import Any
 
 from unmask.report.data import Paired, Record, RunData
-from unmask.report.strips import board, difference, flowing, is_board, question, spaced, strip, traced
+from unmask.report.strips import board, difference, flowing, is_board, question, spaced, strip, symbol, traced
 
 _FIXED, _BROKEN, _GROUPS_PER_STEP = 4, 2, 2
 _LONGEST_PROMPT, _LONGEST_ANSWER = 600, 400  # characters, tokens
 _LEGEND = (
-    '<p class="quiet legend">Givens are bold. The deeper the colour, the earlier the cell was written; '
+    '<p class="quiet">Givens are bold. The deeper the colour, the earlier the cell was written; '
     "errors are underlined.</p>"
 )
 
@@ -117,10 +117,14 @@ def order(data: RunData, paired: Paired | None) -> str:
     if not shown:
         return ""
     grid = len(shown[0][1]["tokens"]) <= 32
+    special = {symbol(str(token)) for _, item in shown for token in item["tokens"]}
+    signs = "".join(
+        f" {sign} {means}." for sign, means in (("¶", "ends a turn"), ("∅", "fills the rest")) if sign in special
+    )
     what = "columns are slots of the answer" if grid else "each shows the whole answer"
     html = (
         f'<h2>In which order tokens appeared</h2><p class="quiet">Rows are denoising steps, {what}. Dots are still '
-        "masked; what a step wrote is highlighted. ∎ ends a text, ⊣ a turn.</p>"
+        f"masked; what a step wrote is highlighted.{signs}</p>"
         f'<div class="prompt">{escape(prompt_text(shown[0][1]))}</div>'
     )
     strips = "".join(
@@ -137,7 +141,7 @@ def rollouts(data: RunData) -> str:
         return ""
     html = (
         '<h2>Rollouts</h2><p class="quiet">The best and the worst of the answers that were drawn for the same prompt; '
-        "prompts whose answers differ most in reward come first. The advantage is what an answer is pushed by.</p>"
+        "prompts whose answers differ most in reward come first. Training pushes an answer up or down by its advantage.</p>"
     )
     for step in sorted({steps[0], steps[len(steps) // 2], steps[-1]}):
         groups: dict[Any, list[Record]] = {}
@@ -178,7 +182,8 @@ def _scores(row: Record) -> str:
         if len(rewards) > 1 or status.get(name, "ok") != "ok"
     ]
     more = f'<br><span class="quiet">{escape(", ".join(parts))}</span>' if parts else ""
-    return f"<b>{_reward(row):.3g}</b>{pushed.replace('-', '−')}{more}"
+    pushed = pushed.replace("-", "\N{MINUS SIGN}")
+    return f"<b>{_reward(row):.3g}</b>{pushed}{more}"
 
 
 def _reward(row: Record) -> float:

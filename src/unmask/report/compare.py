@@ -9,7 +9,7 @@ from typing import Any
 from unmask.errors import UserError
 from unmask.report.curves import Line, chart
 from unmask.report.data import RunData, pair, read_run
-from unmask.report.page import document, duration, percent, points
+from unmask.report.page import document, duration, percent, points, span
 from unmask.run_directory import write_json, write_text
 
 _CURVES = (
@@ -95,7 +95,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     for metric, title, unit in _CURVES:
         # a run without this curve keeps its place, so that a colour means the same run in every plot
         lines = [Line(name, *data.series(metric), dots=metric == "eval/success") for data, name in read]
-        curves += chart(lines, title, 640, 260, unit=unit)
+        curves += chart(lines, title, 490, 220, unit=unit)
     html += f'<h2>Curves</h2><div class="plots two">{curves}</div>' if curves else ""
     write_json(Path(out) / "compare.json", rows)
     page = Path(out) / "comparison.html"
@@ -124,24 +124,24 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         "steps": ("steps", lambda row: str(row["steps"])),
         "before": ("before", lambda row: percent(row["before"])),
         "after": ("after", lambda row: percent(row["after"])),
-        "interval": ("95 % interval", lambda row: " – ".join(percent(end) for end in row["interval"])),
+        "interval": ("95 % interval", lambda row: span(*row["interval"])),
         "change": ("change, points", lambda row: points(row["change"])),
         "fixed": ("fixed / broken", lambda row: f"{row['fixed']} / {row['broken']}"),
-        "best_validation": ("best validation", lambda row: percent(row["best_validation"])),
+        "best_validation": ("validation, best", lambda row: percent(row["best_validation"])),
         "seconds": ("time", lambda row: duration(row["seconds"])),
     }
     known = [key for key in columns if any(row[key] is not None for row in rows)]
-    words = ("run", "task", "method")
+    words, unknown = ("run", "task", "method"), "\N{EN DASH}"
     head = "".join(f"<th{_aligned(key, words)}>{columns[key][0]}</th>" for key in known)
     body = ""
     for number, row in enumerate(rows):
         cells = [
-            f"<td{_aligned(key, words)}>{'–' if row[key] is None else escape(columns[key][1](row))}</td>"
+            f"<td{_aligned(key, words)}>{unknown if row[key] is None else escape(columns[key][1](row))}</td>"
             for key in known
         ]
         cells[0] = cells[0].replace("<td>", f'<td class="key" style="--c:var(--c{number % 8})">', 1)
         body += f"<tr>{''.join(cells)}</tr>"
-    return f'<div class="scroll"><table class="plain"><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="plain dense"><tr>{head}</tr>{body}</table></div>'
 
 
 def _aligned(key: str, words: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 COLOURS = 8  # --c0 .. --c7 in style.css
 _MOST_POINTS = 300
@@ -34,7 +35,7 @@ def chart(
 ) -> str:
     """A plot as an HTML figure: title, legend, SVG.
 
-    Long curves are averaged to 300 points; noisy ones (40 points and more) are drawn faintly, with a running mean on top.
+    Long curves are averaged to 300 points; noisy ones are drawn faintly, with a running mean on top.
 
     Args:
         width, height: size at which the text has its natural size, in pixels; the picture scales with the page.
@@ -65,14 +66,15 @@ def chart(
             parts.append(f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{label(tick)}</text>')
     parts += [f'<g style="--c:var(--c{colour})">{_draw(line, x, y)}</g>' for line, colour in coloured]
     shown = ", ".join(f"{line.label} from {label(line.values[0])} to {label(line.values[-1])}" for line in drawn)
-    keys = "".join(
+    legend = "".join(
         f'<span class="key" style="--c:var(--c{colour})">{escape(line.label)}</span>'
         for line, colour in coloured
         if len(lines) > 1
     )
+    keys = f'<p class="legend">{legend}</p>' if legend else ""
     last = "" if len(lines) > 1 else f"<b>{label(drawn[0].values[-1])}</b>"
     return (
-        f'<figure class="chart"><figcaption><span>{escape(name)}</span>{last}{keys}</figcaption>'
+        f'<figure class="chart"><figcaption><span>{escape(name)}</span>{last}</figcaption>{keys}'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}: {escape(shown)}">'
         f"{''.join(parts)}</svg></figure>"
     )
@@ -85,7 +87,7 @@ def _draw(line: Line, x, y) -> str:
         over = [f"{x(s)} {y(v)}" for s, v in zip(line.steps, line.high, strict=True)]
         under = [f"{x(s)} {y(v)}" for s, v in zip(line.steps, line.low, strict=True)]
         parts.append(f'<path class="band" d="M{"L".join([*over, *reversed(under)])}Z"/>')
-    noisy = len(values) >= 40 and not line.dots
+    noisy = not line.dots and _noisy(values)
     path = "L".join(f"{x(s)} {y(v)}" for s, v in zip(steps, values, strict=True))
     parts.append(f'<path class="{"raw" if noisy else "line"}" d="M{path}"/>')
     if noisy:
@@ -120,26 +122,34 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
 
 def label(value: float) -> str:
     """A number of about three digits: 0.532, 1.2k, 3e-05."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for size, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+            return f"{value / unit:.3g}{suffix}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means of consecutive points, so that at most 300 are left."""
     size = -(-len(values) // _MOST_POINTS)
-    return tuple(
-        [sum(part[i : i + size]) / len(part[i : i + size]) for i in range(0, len(part), size)]
-        for part in (steps, values)
-    )
+
+    def means(part: Sequence[float]) -> list[float]:
+        return [sum(part[i : i + size]) / len(part[i : i + size]) for i in range(0, len(part), size)]
+
+    return means(steps), means(values)
+
+
+def _noisy(values: Sequence[float]) -> bool:
+    """Whether a curve turns at more than a fifth of its points, and has enough of them for a running mean."""
+    rises = [b - a for a, b in pairwise(values)]
+    return len(values) >= 24 and sum(a * b < 0 for a, b in pairwise(rises)) > len(values) / 5
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """A centred running mean over a tenth of the curve; windows shrink at the ends, so that they stay centred."""
+    """A running mean over a tenth of the curve, cut off at the ends."""
     half, n = max(1, len(values) // 20), len(values)
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
-    reach = [min(half, i, n - 1 - i) for i in range(n)]
-    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
+    ends = [(max(0, i - half), min(n, i + half + 1)) for i in range(n)]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in ends]

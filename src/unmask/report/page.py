@@ -43,9 +43,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def span(low: float, high: float) -> str:
+    """An interval of shares as percentages."""
+    return f"{100 * low:.1f} \N{EN DASH} {100 * high:.1f} %"
+
+
 def points(change: float) -> str:
     """A change in [-1, 1] in signed percentage points."""
-    return f"{100 * change:+.1f}".replace("-", "−")
+    return f"{100 * change:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:
@@ -61,9 +66,7 @@ def duration(seconds: float) -> str:
 def _head(data: RunData, paired: Paired | None) -> str:
     facts = [("model", data.model), ("seed", data.seed), ("date", data.date), ("steps", data.steps or None)]
     facts += [("time", None if data.seconds is None else duration(data.seconds))]
-    told = "".join(
-        f"<span><i>{name}</i> {escape(str(value))}</span>" for name, value in facts if value is not None
-    )
+    told = "".join(f"<span><i>{name}</i> {escape(str(value))}</span>" for name, value in facts if value is not None)
     warnings = _warnings(data)
     callout = f'<p class="callout">{escape(" ".join(warnings))}</p>' if warnings else ""
     return (
@@ -150,9 +153,9 @@ def _results(data: RunData, paired: Paired | None) -> str:
     rows = ""
     for name, result in scored:
         right = sum(bool(item.get("correct")) for item in result["generations"])
-        of = f"{right} / {len(result['generations'])}" if result["generations"] else "–"
+        of = f"{right} / {len(result['generations'])}" if result["generations"] else "\N{EN DASH}"
         low, high = _interval(result)
-        told = "–" if low is None else f"{percent(low)} – {percent(high)}"
+        told = "\N{EN DASH}" if low is None else span(low, high)
         rows += (
             f'<tr><th>{name}</th><td class="number strong">{percent(result["score"])}</td>'
             f'<td class="number">{told}</td><td class="number">{of}</td>'
@@ -163,7 +166,7 @@ def _results(data: RunData, paired: Paired | None) -> str:
         kind = "good" if low > 0 else "wrong" if high < 0 else ""
         rows += (
             f'<tr class="total"><th>change</th><td class="number strong {kind}">{points(paired.change)}</td>'
-            f'<td class="number">{points(low)} – {points(high)}</td>'
+            f'<td class="number">{points(low)} to {points(high)}</td>'
             f'<td class="number">{len(paired.pairs)} pairs</td><td class="wide quiet small">percentage points, '
             "the same items compared one by one</td></tr>"
         )
@@ -182,7 +185,9 @@ def _interval(result: Record) -> tuple[Any, Any]:
 
 def _whisker(score: float, low: float | None, high: float | None) -> str:
     """A share on the unit interval with its interval around it."""
-    band = "" if low is None or high is None else f'<b style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></b>'
+    band = ""
+    if low is not None and high is not None:
+        band = f'<b style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></b>'
     return f'<div class="bar"><i style="width:{100 * score:.2f}%"></i>{band}</div>'
 
 
@@ -202,7 +207,8 @@ def _transitions(paired: Paired | None) -> str:
 
 
 def _protocol(result: Record) -> str:
-    sampler = result.get("sampler") if isinstance(result.get("sampler"), dict) else {}
+    found = result.get("sampler")
+    sampler = found if isinstance(found, dict) else {}
     facts = [(key, result.get(key)) for key in ("split", "protocol", "parser", "infra_errors")]
     facts += [("sampler", sampler.get("class"))]
     facts += [(key.replace("_", " "), value) for key, value in sampler.items() if key != "class"]
@@ -240,19 +246,26 @@ def _curves(data: RunData) -> str:
     success.append(Line("greedy, 95 % interval (validation)", steps, values, *band, dots=True))
     reward = _line(data, "rollout/reward", "mean reward")
     components = [name for name in dict.fromkeys(key for row in data.metrics for key in row) if _is_component(name)]
-    wide = [chart(success, "share of correct answers", 640, 230, unit=True)]
-    if reward.values and reward.values != success[0].values:
+    same = bool(reward.values) and reward.values == success[0].values
+    if reward.values and not same:
         parts = [_line(data, name, name.removeprefix("reward/")) for name in components]
         shown = [reward, *parts] if len(components) > 1 else [reward]
-        wide.append(chart(shown, "reward of rollouts", 640, 230, first=2))
-    wide.append(chart([_line(data, "train/loss", "loss")], "training loss", 640, 230))
-    wide = [plot for plot in wide if plot]
+    else:
+        shown = []
+    loss = [_line(data, "train/loss", "loss")]
+    large = [
+        ("share of correct answers", success, True, 0),
+        ("reward of rollouts", shown, False, 2),
+        ("training loss", loss, False, 0),
+    ]
+    large = [plot for plot in large if any(line.steps for line in plot[1])]
+    size = (490, 210) if len(large) > 1 else (1010, 280)
+    wide = [chart(lines, name, *size, unit=unit, first=first) for name, lines, unit, first in large]
     small = [chart([_line(data, name, title)], title, unit=unit) for name, title, unit in _SMALL if _moves(data, name)]
     if not wide and not any(small):
         return ""
-    same = reward.values and reward.values == success[0].values
     told = "The reward is 1 for a correct answer and 0 otherwise, so its curve is the one of success. " if same else ""
-    told += "Faint: every step; strong: running mean. Points tell their values."
+    told += "Horizontally: steps. Noisy curves: faint every step, strong the running mean. Numbers: last value."
     return (
         f'<h2>Training</h2><p class="quiet">{told}</p><div class="plots {"two" if len(wide) > 1 else "one"}">'
         f'{"".join(wide)}</div><div class="plots">{"".join(small)}</div>{_clock(data)}'

@@ -7,9 +7,10 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _MOST_ROWS, _MOST_COLUMNS, _MOST_FRAMES = 18, 32, 8
 _SPECIAL = re.compile(r"<\|?[A-Za-z_][\w ]*\|?>|\[(?:MASK|PAD|EOS|SEP|CLS)\]")
-_SYMBOLS = {"endoftext": "∎", "im_end": "⊣", "eot_id": "⊣", "eos": "∎", "mdm_mask": "·", "mask": "·"}
+_SYMBOLS = {"endoftext": "∅", "im_end": "¶", "eot_id": "¶", "eos": "∅", "mdm_mask": "·", "mask": "·"}
 
 
 def symbol(token: str) -> str | None:
@@ -44,7 +45,9 @@ def _flow(marked: Sequence[tuple[str, str]]) -> str:
         for token, run in groupby(token for token, _ in part):
             count = len(list(run))
             many = symbol(token) is not None and count > 3
-            text += piece(token) * (1 if many else count) + (f'<span class="quiet">×{count}</span>' if many else "")
+            text += piece(token) * (1 if many else count) + (
+                f'<span class="quiet">{_TIMES}{count}</span>' if many else ""
+            )
         html.append(f'<span class="{kind}">{text}</span>' if kind else text)
     return "".join(html)
 
@@ -83,13 +86,27 @@ def strip(item: dict[str, Any]) -> str:
                 for token, kind in zip(tokens, kinds, strict=True)
             )
         else:
-            marked = [("·" if kind == "mask" else token, kind) for token, kind in zip(tokens, kinds, strict=True)]
-            cells = f'<td class="text">{_flow(marked)}</td>'
+            cells = f'<td class="text">{_frame(tokens, kinds)}</td>'
         rows.append(f'<tr><th title="{new} new">{step + 1}</th>{cells}</tr>')
         last = step
     left_out = len(steps) - len(shown)
     more = f'<p class="quiet small">{left_out} of {len(steps)} steps are not shown.</p>' if left_out else ""
     return f'<div class="scroll"><table class="{"strip" if grid else "frames"}">{"".join(rows)}</table></div>{more}'
+
+
+def _frame(tokens: Sequence[str], kinds: Sequence[str]) -> str:
+    """An unfinished answer as running text. The special tokens that fill its end are counted, not shown."""
+    body = len(tokens)
+    while body and symbol(tokens[body - 1]) is not None and tokens[body - 1] == tokens[-1]:
+        body -= 1
+    shown = [("·" if kind == "mask" else token, kind) for token, kind in zip(tokens[:body], kinds[:body], strict=True)]
+    tail = list(kinds[body:])
+    written, masked = len(tail) - tail.count("mask"), tail.count("mask")
+    html = _flow(shown)
+    if written:
+        kind = "new" if "new" in tail else "quiet"
+        html += f'<span class="{kind}">{piece(tokens[-1])}{_TIMES}{written}</span>'
+    return html + (f'<span class="mask">·{_TIMES}{masked}</span>' if masked else "")
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
@@ -125,8 +142,10 @@ def board(item: dict[str, Any]) -> str:
     givens, tokens = question(item), item["tokens"][:16]
     order = item["revealed_at"][:16] if traced(item) else [0] * 16
     truth = item.get("ground_truth")
-    known = isinstance(truth, str) and re.fullmatch(r"[0-9]{16}", truth)
-    wrong = {i for i in range(16) if tokens[i] != truth[i]} if known else _clashes(tokens)
+    if isinstance(truth, str) and re.fullmatch(r"[0-9]{16}", truth):
+        wrong = {i for i in range(16) if tokens[i] != truth[i]}
+    else:
+        wrong = {i for i in _clashes(tokens) if givens[i] == "0"}
     written = sorted({at for given, at in zip(givens, order, strict=True) if given == "0"})
     place = {at: number for number, at in enumerate(written)}
     cells = []
