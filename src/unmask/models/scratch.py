@@ -121,7 +121,8 @@ def _initialise(backbone: Backbone, seed: int) -> None:
         if weight.ndim == 1:
             weight.fill_(1.0)  # norms: this configuration has no biases
             continue
-        spread = {"emb.weight": 1.0, "head.weight": 0.02}.get(name, weight.shape[1] ** -0.5)
+        spread = float(weight.shape[1]) ** -0.5
+        spread = {"emb.weight": 1.0, "head.weight": 0.02}.get(name, spread)
         if name.endswith((".o.weight", ".down.weight")):
             spread /= (2 * backbone.config.layers) ** 0.5
         weight.normal_(0.0, spread, generator=generator)

@@ -141,7 +141,7 @@ def rollouts(data: RunData) -> str:
         return ""
     html = (
         '<h2>Rollouts</h2><p class="quiet">The best and the worst of the answers that were drawn for the same prompt; '
-        "prompts whose answers differ most in reward come first. Training pushes an answer up or down by its advantage.</p>"
+        "prompts whose answers differ most in reward come first. The advantage pushes an answer up or down.</p>"
     )
     for step in sorted({steps[0], steps[len(steps) // 2], steps[-1]}):
         groups: dict[Any, list[Record]] = {}

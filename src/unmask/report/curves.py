@@ -106,7 +106,7 @@ def _draw(line: Line, x, y) -> str:
 def _bounds(low: float, high: float) -> tuple[float, float]:
     """A range with some air; it starts at 0 where that costs little room."""
     if low >= 0 and low <= 0.4 * high:
-        return 0.0, high * 1.06
+        return 0.0, high * 1.06 or 1.0
     air = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return low - air, high + air
 
