@@ -362,7 +362,7 @@ def test_rows_without_their_usual_keys_are_tolerated(tmp_path):
     (run / "evaluation" / "before.json").write_text(json.dumps({"score": 0.5, "generations": [{}, None]}))
     (run / "evaluation" / "after.json").write_text(json.dumps({"score": 0.5, "sampler": None}))
     _, words = read_page(write_report(run))
-    assert "from 50.0 % to 50.0 %" in words
+    assert "stayed at 50.0 %" in words
 
 
 def test_a_directory_that_is_no_run_is_the_users_mistake(tmp_path):

@@ -50,7 +50,7 @@ def span(low: float, high: float) -> str:
 
 def points(change: float) -> str:
     """A change in [-1, 1] in signed percentage points."""
-    return f"{100 * change:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return (f"{100 * change:+.1f}" if change else "0.0").replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:
@@ -83,10 +83,11 @@ def _story(data: RunData, paired: Paired | None) -> list[str]:
     if data.before and data.after:
         was, now = data.before["score"], data.after["score"]
         items = data.after.get("items") or len(data.after["generations"])
-        verb = "rose from" if now > was else "fell from" if now < was else "stayed the same: from"
+        moved = "rose" if now > was else "fell"
+        went = f"stayed at {percent(now)}" if was == now else f"{moved} from {percent(was)} to {percent(now)}"
         told.append(
             f"Over {ran}, the share of {items} {data.after.get('split') or 'held-out'} items that the model answers "
-            f"correctly {verb} {percent(was)} to {percent(now)}."
+            f"correctly {went}."
         )
         if paired and paired.interval:
             low, high = paired.interval
@@ -94,7 +95,7 @@ def _story(data: RunData, paired: Paired | None) -> list[str]:
                 f"{_count(paired.fixed, 'item')} that it got wrong before {_are(paired.fixed)} right now, and "
                 f"{paired.broken} that it got right {_are(paired.broken)} wrong now."
             )
-            if low <= 0 <= high:
+            if low <= 0 <= high and was != now:
                 told.append("A change of this size can be chance: its 95 % interval contains zero.")
         return told
     told.append(f"{ran[0].upper()}{ran[1:]} {'are' if data.steps > 1 else 'is'} recorded." if data.steps else "")
@@ -109,10 +110,8 @@ def _story(data: RunData, paired: Paired | None) -> list[str]:
     steps, success = data.series("eval/success")
     if steps:
         best = max(success)
-        told.append(
-            f"Success on the validation split was {percent(success[-1])} at step {steps[-1]} "
-            f"(best {percent(best)} at step {steps[success.index(best)]})."
-        )
+        peak = f", at best {percent(best)} at step {steps[success.index(best)]}" if best > success[-1] else ""
+        told.append(f"Success on the validation split was {percent(success[-1])} at step {steps[-1]}{peak}.")
     for name, result in (("before", data.before), ("after", data.after)):
         if result:
             told.append(f"Only the evaluation {name} training is here: {percent(result['score'])}.")
@@ -302,5 +301,11 @@ def _details(data: RunData) -> str:
         html += f"<details><summary>Environment</summary><dl>{rows}</dl></details>"
     if data.config_text:
         html += f"<details><summary>config.yaml</summary><pre>{escape(data.config_text)}</pre></details>"
-    source = f"{data.path.name}: metrics.jsonl ({len(data.metrics)} rows), rollouts.jsonl ({len(data.rollouts)} rows)"
-    return f"{html}<footer>Made by unmask from {escape(source)} and evaluation/.</footer>"
+    return f"{html}<footer>Made by unmask from {escape(_sources(data))}.</footer>"
+
+
+def _sources(data: RunData) -> str:
+    counted = (("metrics.jsonl", len(data.metrics)), ("rollouts.jsonl", len(data.rollouts)))
+    read = [f"{_count(rows, 'row')} of {name}" for name, rows in counted if rows]
+    read += [f"evaluation/{name}.json" for name, result in (("before", data.before), ("after", data.after)) if result]
+    return f"the run directory {data.path.resolve().name}" + (f": {', '.join(read)}" if read else "")
