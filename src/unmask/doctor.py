@@ -15,7 +15,7 @@ from unmask.models.backbone import Backbone
 from unmask.models.lora import ROLES
 from unmask.runtime import fast_bfloat16
 
-_EXTRAS = {"report": "matplotlib", "data": "datasets", "trackers": "tensorboard"}
+_EXTRAS = {"data": "datasets", "trackers": "tensorboard"}
 _GIB = 2**30
 
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "commit": commit.stdout.strip() or None,
         "command": " ".join(["unmask", *sys.argv[1:]]),
