@@ -29,7 +29,7 @@ def test_training_moves_the_policy_and_is_repeatable(straight):
     assert distance(straight / "straight", straight / "other") > 1e-3
 
 
-@pytest.mark.parametrize("size", ["1", "3", "16"])
+@pytest.mark.parametrize("size", ["1", "3", "4", "16"])
 def test_micro_batches_change_nothing(straight, size):
     out = f"micro{size}"
     run(straight, out, "--compute.micro_batch", size, "--compute.rollout_batch", size)

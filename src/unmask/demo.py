@@ -26,6 +26,8 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
     folder = Path(out) if out is not None else _free(Path("runs") / f"demo-{task}-seed{seed}")
     words = ["--config", name, "--method", method, "--out", str(folder), "--seed", str(seed), *overrides]
     config = parse(TrainConfig, "train", words)
+    if folder.exists():
+        raise UserError(f"--out {folder} exists already: choose another directory")
     console = Console(stderr=True, highlight=False)
     started = time.monotonic()
 
