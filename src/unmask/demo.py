@@ -15,6 +15,7 @@ from unmask.progress import Progress
 from unmask.report import write_report
 from unmask.rl import train
 from unmask.run_directory import write_json
+from unmask.runtime import Runtime
 
 
 def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence[str]) -> None:
@@ -31,9 +32,12 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
     console = Console(stderr=True, highlight=False)
     started = time.monotonic()
 
+    runtime = Runtime(config.compute)
+
     def solved(source: str, when: str) -> dict[str, Any]:
+        model = load(source, device=runtime.device, dtype="float32")
         with Progress(f"evaluate {when}", 0) as progress:
-            result = evaluate(load(source, dtype="float32"), config.task, sampler=config.sampler, progress=progress)
+            result = evaluate(model, config.task, sampler=config.sampler, runtime=runtime, progress=progress)
         low, high = result["interval"]
         share, items = result["score"], result["items"]
         console.print(f"{when}: {share:.3f} of {items} test items solved (95 % interval {low:.3f} to {high:.3f})")

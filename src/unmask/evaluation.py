@@ -175,7 +175,9 @@ def evaluate(
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
     """
-    runtime = runtime or Runtime(Compute(device="cpu" if model.device.type == "cpu" else "auto"))
+    if runtime is None:
+        runtime = Runtime(Compute())
+        runtime.device = model.device
     sampler = sampler or LowConfidence(steps=task.answer_length)
     rows = rows_of(task, split, items)
     if progress is not None:
