@@ -130,7 +130,7 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
     model = str(folder / "model")
     return [
         (["fly"], "fly"),
-        (["train"], "task"),
+        (["train"], "--config"),
         (["train", "--config", "no-such"], "no-such"),
         (["train", "--config", str(broken), "--out", "x"], "broken.yaml"),
         (["train", "--config", str(listed), "--out", "x"], "list.yaml"),

@@ -80,7 +80,12 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
     expanded = [word for file in files for word in ("--config", str(file))] + rest
     if getattr(known, "reward", None):
         expanded += ["--rewards", yaml.safe_dump(list(known.reward), default_flow_style=True)]
-    namespace: Any = guarded(parser.parse_args, expanded)
+    try:
+        namespace: Any = guarded(parser.parse_args, expanded)
+    except UserError as error:
+        if "required" in str(error) and not files:
+            raise UserError(f"{error}; start from a preset with --config (`unmask presets` lists them)") from error
+        raise
     if known.data is not None:
         has_data = "data" in inspect.signature(_class_of(namespace.task.class_path)).parameters
         words_for = [] if has_data else ["--task", "Prompts"]
@@ -135,7 +140,9 @@ def one_line(message: str) -> str:
 
 
 def _help(parser: ArgumentParser, kind: type) -> str:
-    shorthand = "shorthands:\n  --config NAME|FILE   run preset (unmask presets) or YAML file\n"
+    command, name = ("train", "demo-sudoku") if kind is TrainConfig else ("sft", "sudoku-sft")
+    shorthand = f"{parser.description}\n\nexample: unmask {command} --config {name} --out runs/first\n\n"
+    shorthand += "shorthands:\n  --config NAME|FILE   run preset (unmask presets) or YAML file\n"
     shorthand += "  --data FILE          the task's data, or prompts of your own (JSONL with a `prompt` column)\n"
     if kind is TrainConfig:
         shorthand += "  --method NAME        method preset: likelihood, objective, advantage\n"
