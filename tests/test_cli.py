@@ -57,9 +57,11 @@ def test_every_method_preset_runs_a_toy_step(name, tmp_path, capsys):
 def test_every_run_preset_of_a_built_in_world_runs_a_toy_step(name, tmp_path):
     content = yaml.safe_load(preset("runs", name).read_text())
     common = ["--config", name, "--out", str(tmp_path / "run"), "--steps", "1", "--evaluation.items", "4"]
-    if "batch" in content:
+    if "scratch" in content:
         small = ["--batch", "8", "--scratch.dim", "16", "--scratch.layers", "1", "--scratch.heads", "2"]
         assert main(["sft", *common, *small]) == 0
+    elif "batch" in content:
+        assert main(["sft", *common, "--batch", "8", "--model", "builtin:sudoku"]) == 0
     else:
         small = ["--prompts", "2", "--answers", "2", "--epochs", "2", "--sampler.steps", "2"]
         assert main(["train", *common, *small]) == 0
