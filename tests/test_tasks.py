@@ -422,3 +422,9 @@ def test_every_listed_sudoku_solution_is_accepted():
         rows = [{"puzzle": row["Puzzle"], "answer": row["Solution"]} for row in csv.DictReader(file)]
     assert set(values(Sudoku(), [row["answer"] for row in rows], rows)) == {1.0}
     assert sum(len(solutions(row["puzzle"])) > 1 for row in rows) == 124
+
+
+def test_carelessness_can_jump_at_a_difficulty():
+    world = Sudoku(careless_at_fewest=0.0, careless_at_most=1.0, careless_jump=0.5)
+    for row in world.rows("train")[:300]:
+        assert row["completion"] == (careless_solution(row["puzzle"]) if row["blanks"] >= 7 else row["answer"])

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmask.errors import RunError, UserError
 
@@ -63,6 +63,11 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         print(f"unmask: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+        if debug:
+            raise
+        print(f"unmask: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("unmask: interrupted", file=sys.stderr)
         return 1
@@ -146,7 +151,7 @@ def sample(words: list[str]) -> None:
     parser.add_argument("--samples", type=int, default=1, help="answers, one per line")
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--trace", type=bool, default=False, help="also show how the answer appeared, step by step")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     if "--trace" in words and (words[-1] == "--trace" or words[words.index("--trace") + 1].startswith("--")):
@@ -186,9 +191,11 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
     parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
     parser.add_argument("--batch", type=int, default=256, help="answers per forward")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")
-    parser.add_argument("--precision", default="auto", help="of the forward pass: auto, float32 or bfloat16")
+    parser.add_argument(
+        "--precision", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of the forward pass"
+    )
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON here instead of to stdout")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     options = _parse(parser, _with_default_sampler(words))

@@ -8,6 +8,7 @@ import argparse
 import importlib.resources
 import inspect
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,26 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
     known: Any
     known, rest = guarded(short.parse_known_args, list(words))
     files = [preset("runs", name) for name in known.config]
-    if getattr(known, "method", None):
-        files.append(preset("methods", known.method))
     for file in files:
         check_yaml(file)
+    if getattr(known, "method", None):
+        method = preset("methods", known.method)
+        check_yaml(method)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [_without_method(file, Path(folder) / f"{n}.yaml") for n, file in enumerate(files)]
+            return _build(parser, kind, [*files, method], rest, known)
+    return _build(parser, kind, files, rest, known)
+
+
+def _without_method(file: Path, copy: Path) -> Path:
+    """A run file without what a method preset decides: options of one method must not leak into another."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    decided = ("method", "likelihood", "objective", "advantage")
+    copy.write_text(yaml.safe_dump({name: value for name, value in content.items() if name not in decided}))
+    return copy
+
+
+def _build(parser: ArgumentParser, kind: type[RunConfig], files: Sequence[Path], rest: list[str], known: Any) -> Any:
     expanded = [word for file in files for word in ("--config", str(file))] + rest
     if getattr(known, "reward", None):
         expanded += ["--rewards", yaml.safe_dump(list(known.reward), default_flow_style=True)]

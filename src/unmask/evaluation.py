@@ -27,12 +27,14 @@ class Outcome:
     Args:
         score: share of correct answers, in [0, 1].
         interval: its 95 % interval.
+        judged: rows behind the score; those whose judging failed are left out.
         pass_at: k -> probability that one of k answers is correct.
         generations: one record per answer.
     """
 
     score: float
     interval: tuple[float, float]
+    judged: int
     pass_at: dict[int, float]
     generations: list[dict[str, Any]]
 
@@ -125,6 +127,7 @@ def measure(
 def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:
     """Score, interval and pass@k of judged generations, `samples` consecutive ones per row."""
     groups = [generations[i : i + samples] for i in range(0, len(generations), samples)]
+    groups = [group for group in groups if all(item["status"] in ("ok", "invalid") for item in group)]
     shares = [sum(item["correct"] for item in group) / samples for group in groups]
     clusters = [group[0].get("cluster") or index for index, group in enumerate(groups)]
     pass_at = {}
@@ -132,7 +135,7 @@ def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:
         if k <= samples:
             values = [pass_at_k(samples, sum(item["correct"] for item in group), k) for group in groups]
             pass_at[k] = sum(values) / max(1, len(values))
-    return Outcome(sum(shares) / max(1, len(shares)), interval(shares, clusters), pass_at, generations)
+    return Outcome(sum(shares) / max(1, len(shares)), interval(shares, clusters), len(shares), pass_at, generations)
 
 
 def record(outcome: Outcome, task: Task, split: str, sampler: Sampler, **extra: Any) -> dict[str, Any]:
@@ -175,8 +178,10 @@ def evaluate(
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
     """
+    if samples < 1 or batch < 1:
+        raise UserError(f"samples and batch must be at least 1, not {samples} and {batch}")
     if runtime is None:
-        runtime = Runtime(Compute())
+        runtime = Runtime(Compute(device="cpu" if model.device.type == "cpu" else "auto"))
         runtime.device = model.device
     sampler = sampler or LowConfidence(steps=task.answer_length)
     rows = rows_of(task, split, items)

@@ -44,6 +44,8 @@ def _sampler(options: Namespace, model: Model, slots: int) -> Sampler:
 
 
 def _load(options: Namespace) -> tuple[Model, Runtime]:
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed must be in [0, 2^63), not {options.seed}")
     runtime = Runtime(Compute(device=options.device, precision=getattr(options, "precision", "auto")))
     dtype = options.dtype or ("float32" if runtime.device.type == "cpu" else None)
     model = load(options.model, device=str(runtime.device), dtype=dtype, revision=options.revision)
@@ -54,7 +56,13 @@ def _load(options: Namespace) -> tuple[Model, Runtime]:
 def generate(options: Namespace) -> None:
     """`unmask sample`: answers to stdout, one per line; the trace goes to stderr."""
     model, runtime = _load(options)
-    slots = options.answer_length or model.metadata.get("answer_length") or DEFAULT_LENGTH
+    if options.samples < 1:
+        raise UserError(f"--samples must be at least 1, not {options.samples}")
+    slots = options.answer_length
+    if slots is None:
+        slots = model.metadata.get("answer_length", DEFAULT_LENGTH)
+    if slots < 1:
+        raise UserError(f"--answer_length must be at least 1, not {slots}")
     sampler = _sampler(options, model, slots)
     if options.samples > 1 and sampler.temperature == 0:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")
@@ -88,6 +96,8 @@ def _escape(text: str) -> str:
 def evaluate_model(options: Namespace) -> None:
     """`unmask eval`: the result as JSON, to a file or to stdout; a summary to stderr."""
     kind = by_name(options.task)
+    if options.out is not None and (Path(options.out).is_dir() or Path(options.out).parent.is_file()):
+        raise UserError(f"--out {options.out} cannot be written: name a file")
     model, runtime = _load(options)
     task = _task(options, kind, model)
     for name, own in (("protocol", task.protocol), ("parser", task.parser)):

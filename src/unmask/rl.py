@@ -94,10 +94,9 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
     for step, metrics in run.steps("train"):
         # roll out: g answers to each of this process's prompts
         clock = time.perf_counter()
-        first = (step - 1) * config.prompts + run.runtime.rank * local
-        prompts = order(rows, config.seed, first, local)
-        asked = [rows[index] for index in prompts for _ in range(config.answers)]
-        place = torch.arange(first, first + local, device=run.runtime.device).repeat_interleave(config.answers)
+        places = _places(config, run.runtime.rank, run.runtime.world, step)
+        asked = [rows[index] for index in order(rows, config.seed, places) for _ in range(config.answers)]
+        place = torch.tensor(places, device=run.runtime.device).repeat_interleave(config.answers)
         copy = torch.arange(config.answers, device=run.runtime.device).repeat(local)
         random = Random.root(config.seed, "rollout", step, device=run.runtime.device).fold(place).fold(copy)
         rollouts = _roll_out(run, asked, place, random)
@@ -137,6 +136,14 @@ def _check_shares(config: TrainConfig, world: int) -> None:
         )
 
 
+def _places(config: TrainConfig, rank: int, world: int, step: int) -> list[int]:
+    """Positions of this process's prompts in the stream of rows: an equal share of the prompts of every update."""
+    part = config.prompts // config.updates_per_epoch
+    share = part // world
+    starts = [(step - 1) * config.prompts + update * part + rank * share for update in range(config.updates_per_epoch)]
+    return [start + offset for start in starts for offset in range(share)]
+
+
 def _chunks(total: int, size: int) -> list[slice]:
     size = size or total
     return [slice(start, start + size) for start in range(0, total, size)]
@@ -160,12 +167,16 @@ def _roll_out(run: Run, asked: list[Row], group: Tensor, random: Random) -> Roll
 
 
 def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, step: int) -> None:
-    keep = run.runtime.gather(judged.keep)
-    dropped = 1 - sum(keep) / len(keep)
-    if dropped > config.max_dropped_share:
-        reasons = [s.details.get("reason") for scores in judged.components.values() for s in scores]
-        reason = next(filter(None, reasons), "no reward applied to these rows")
-        raise RunError(f"step {step}: rewards failed for {dropped:.0%} of the answers ({reason}); go on with --resume")
+    failures: list[str | None] = [None] * len(judged.keep)
+    for scores in judged.components.values():
+        for index, judgement in enumerate(scores):
+            if judgement.status == "infra_error" and not judged.keep[index]:
+                failures[index] = str(judgement.details.get("reason"))
+    failures = run.runtime.gather(failures)
+    reasons = [reason for reason in failures if reason is not None]
+    share = len(reasons) / len(failures)
+    if share > config.max_dropped_share:
+        raise RunError(f"step {step}: rewards failed for {share:.0%} of the answers ({reasons[0]}); --resume goes on")
 
 
 def _compare(run: Run, config: TrainConfig, rollouts: Rollouts, judged: Judged, step: int) -> Rollouts:
@@ -271,7 +282,7 @@ def _improve(
 
 def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completions, asked, updates) -> None:
     """Fills the row of metrics; means run over all processes."""
-    solved = [s.value == 1.0 for s in run.success(completions, asked)]
+    solved = [s.value == 1.0 for s in run.success(completions, asked) if s.status in ("ok", "invalid")]
     keep = rollouts.keep.double()
     groups = rollouts.reward.double().view(-1, config.answers)
     kept = rollouts.keep.view(-1, config.answers)
@@ -295,7 +306,8 @@ def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completi
             sums[f"reward/{name}_{status}"] = (sum(s.status == status for s in scores), len(scores))
     flat = torch.tensor([[float(a), float(b)] for a, b in sums.values()], dtype=torch.float64, device=device)
     for name, (value, count) in zip(sums, run.runtime.sum(flat).tolist(), strict=True):
-        metrics[name] = value / max(count, 1e-9)
+        if count:
+            metrics[name] = value / count
     metrics["rollout/tokens_per_second"] = answer.x.numel() * run.runtime.world / metrics["time/rollout"]
     for name in updates[0]:
         metrics[f"update/{name}"] = sum(update[name] for update in updates) / len(updates)

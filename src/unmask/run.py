@@ -94,6 +94,8 @@ class RunConfig:
     def __post_init__(self):
         if (self.model is None) == (self.scratch is None):
             raise UserError("name a model with --model, or a new one with scratch: exactly one of the two")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be in [0, 2^63), not {self.seed}")
         if self.steps < 1:
             raise UserError(f"steps must be at least 1, not {self.steps}")
         if self.save_every < 0 or self.keep_checkpoints < 1:
@@ -132,13 +134,13 @@ class Run:
             config.steps * updates_per_step,
             reference,
         )
+        self.stop = False
         checkpoint = self.directory.latest_checkpoint() if resume else None
         if checkpoint is not None:
             state, self.best_weights = self.learner.load(checkpoint)
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self.stop = state["step"], state["seconds"], state["stop"]
             self.best = -math.inf if state["best"] is None else state["best"]
         self.validation = rows_of(self.task, "validation", config.evaluation.items) if config.evaluation.every else []
-        self.stop = False
 
     def _resolved(self) -> dict[str, Any]:
         """The settings with everything in place of `auto`."""
@@ -181,6 +183,7 @@ class Run:
         """The steps that are left, each with the row of metrics to fill; evaluates, saves and reports in between."""
         self.directory.claim(self._settings, environment(str(self.runtime.device)))
         self.directory.rewind(self.step)
+        self.runtime.start_trackers()
         with Progress(kind, self.config.steps, self.step, self.runtime.main) as progress:
             while self.step < self.config.steps and not self.stop:
                 start = time.perf_counter()
@@ -214,6 +217,10 @@ class Run:
             self.runtime,
             batch=evaluation.batch,
         )
+        if not outcome.judged:
+            if evaluation.keep_best or evaluation.stop_at is not None:
+                raise UserError(f"task {self.task.name} has no metric: evaluation.keep_best and stop_at need one")
+            return
         row["eval/success"], (row["eval/low"], row["eval/high"]) = outcome.score, outcome.interval
         if evaluation.keep_best and outcome.score > self.best:
             self.best, self.best_weights = outcome.score, self.learner.weights()
@@ -223,6 +230,7 @@ class Run:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "stop": self.stop,
             "best": self.best if math.isfinite(self.best) else None,
         }
         self.learner.save(self.directory.checkpoints / f"step-{self.step}", state, self.best_weights)
@@ -247,12 +255,12 @@ class Run:
         self.runtime.wait()
 
 
-def order(rows: Sequence[Row], seed: int, start: int, count: int) -> list[int]:
-    """Indices of the rows `start` .. `start + count` of a stream that permutes the split anew in every pass."""
+def order(rows: Sequence[Row], seed: int, positions: Sequence[int]) -> list[int]:
+    """Indices of the rows at these positions of a stream that permutes the split anew in every pass."""
     n, indices = len(rows), []
     if not n:
         raise UserError("the training split is empty")
-    for position in range(start, start + count):
+    for position in positions:
         epoch, place = divmod(position, n)
         indices.append(int(_permutation(seed, epoch, n)[place]))
     return indices

@@ -131,9 +131,6 @@ def environment(device: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "unmask": metadata.version("unmask"),
         "python": platform.python_version(),
@@ -141,6 +138,15 @@ def environment(device: str) -> dict[str, Any]:
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "command": " ".join(["unmask", *sys.argv[1:]]),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from; None for an installed one, or without git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

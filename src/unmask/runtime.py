@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -80,6 +81,8 @@ class Optimizer:
     def __post_init__(self):
         if self.lr <= 0 or self.max_grad_norm <= 0 or self.weight_decay < 0 or self.warmup < 0:
             raise UserError("optimizer: lr and max_grad_norm must be positive, weight_decay and warmup not negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must be in [0, 1), not {list(self.betas)}")
 
     def factor(self, update: int, updates: int) -> float:
         """What `lr` is multiplied by in update 0 .. updates - 1; the first one already moves."""
@@ -109,20 +112,22 @@ class Runtime:
             raise UserError("compute.device is cuda, but torch sees no GPU: use auto or cpu (unmask doctor)")
         if compute.threads:
             torch.set_num_threads(compute.threads)
+        there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+        for name in trackers:
+            if name not in there:
+                raise UserError(f"trackers: {name!r} is unknown or not installed; there are {', '.join(sorted(there))}")
         self.accelerator = Accelerator(
             cpu=compute.device == "cpu",
             log_with=list(trackers) or None,
             project_dir=None if directory is None else str(directory),
         )
-        self.device = self.accelerator.device
+        self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         wanted = compute.precision
         fast = wanted == "auto" and compute.dtype != "float64" and fast_bfloat16(self.device)
         self.precision = "bfloat16" if wanted == "bfloat16" or fast else "float32"
         self.trackers = bool(trackers)
-        if trackers:
-            self.accelerator.init_trackers("unmask")
 
     def autocast(self) -> AbstractContextManager:
         """The context of every forward."""
@@ -147,6 +152,11 @@ class Runtime:
     def wait(self) -> None:
         """Until all processes are here."""
         self.accelerator.wait_for_everyone()
+
+    def start_trackers(self) -> None:
+        """Once the run directory is claimed."""
+        if self.trackers:
+            self.accelerator.init_trackers("unmask")
 
     def track(self, metrics: dict[str, float], step: int) -> None:
         """Mirrors a row of metrics to the trackers."""

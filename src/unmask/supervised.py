@@ -77,7 +77,7 @@ def sft(config: SFTConfig, resume: bool = False) -> Run:
     for step, metrics in run.steps("sft"):
         clock = time.perf_counter()
         first = (step - 1) * config.batch + run.runtime.rank * local
-        batch = [rows[index] for index in order(rows, config.seed, first, local)]
+        batch = [rows[index] for index in order(rows, config.seed, range(first, first + local))]
         missing = next((row for row in batch if not isinstance(row.get("completion"), str)), None)
         if missing is not None:
             raise UserError(f"row {missing.get('id')} of task {config.task.name} has no completion to learn from")

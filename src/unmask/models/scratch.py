@@ -1,5 +1,6 @@
 """New small models in LLaDA's format, with a tokenizer of single characters."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -121,7 +122,7 @@ def _initialise(backbone: Backbone, seed: int) -> None:
         if weight.ndim == 1:
             weight.fill_(1.0)  # norms: this configuration has no biases
             continue
-        spread = float(weight.shape[1]) ** -0.5
+        spread = 1.0 / math.sqrt(weight.shape[1])
         spread = {"emb.weight": 1.0, "head.weight": 0.02}.get(name, spread)
         if name.endswith((".o.weight", ".down.weight")):
             spread /= (2 * backbone.config.layers) ** 0.5

@@ -77,7 +77,8 @@ class World(Task, ABC):
         validation_items: rows of the validation set.
         test_items: rows of the test set.
         careless_at_fewest: probability of a careless demonstration on the easiest training items ...
-        careless_at_most: ... and on the hardest; linear between. Validation and test show right solutions only.
+        careless_at_most: ... and on the hardest. Validation and test show right solutions only.
+        careless_jump: difficulty in [0, 1] from which the second probability holds; null is linear in between.
     """
 
     data_seed: int = 0
@@ -85,6 +86,7 @@ class World(Task, ABC):
     test_items: int = 600
     careless_at_fewest: float = 0.0
     careless_at_most: float = 0.0
+    careless_jump: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -120,7 +122,8 @@ class World(Task, ABC):
 
     def is_careless(self, split: str, difficulty: float, rng: random.Random) -> bool:
         """Whether this demonstration is careless; `difficulty` is 0 for the easiest items, 1 for the hardest."""
-        probability = self.careless_at_fewest + (self.careless_at_most - self.careless_at_fewest) * difficulty
+        share = difficulty if self.careless_jump is None else float(difficulty >= self.careless_jump)
+        probability = self.careless_at_fewest + (self.careless_at_most - self.careless_at_fewest) * share
         return rng.random() < probability and split == "train"
 
 

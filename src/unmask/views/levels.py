@@ -51,6 +51,8 @@ class Ramp(Levels):
     def __post_init__(self):
         if not 0 <= self.gamma < 1:
             raise UserError(f"Ramp.gamma must be in [0, 1), not {self.gamma}")
+        if not self.gamma < self.cap <= 1:
+            raise UserError(f"Ramp.cap must be in (gamma, 1], not {self.cap}")
 
     def draw(self, epochs, random):
         if epochs == 1:
@@ -73,6 +75,10 @@ class RandomStart(Levels):
     """
 
     steps: int = 1000
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise UserError(f"RandomStart.steps must be at least 1, not {self.steps}")
 
     def draw(self, epochs, random):
         u = random.uniform(1).T

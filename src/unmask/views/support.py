@@ -50,7 +50,8 @@ class FadingOut(Support):
         progress = torch.where(last > 0, slot / last.clamp(min=1), torch.full_like(slot, 0.5)).clamp(max=1)
         high = 2 * (1 - ratio)
         scale = high if self.clamp else torch.where(ratio >= 0.5, high, 0.5 / ratio.clamp(min=1e-6))
-        return (scale[:, None] * (1 - progress)).clamp(max=1)
+        keep = (scale[:, None] * (1 - progress)).clamp(max=1)
+        return torch.where(last > 0, keep, 1 - ratio[:, None])  # a single slot has no ramp
 
     def draw(self, ratio, valid, random):
         return random.uniform(valid.shape[1]) > self.keep(ratio, valid)
