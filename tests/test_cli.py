@@ -172,6 +172,17 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
         (["eval", model, "--task", "sudoku", "--data", "f.jsonl"], "sudoku"),
         (["eval", model, "--task", "sudoku", "--parser", "d1"], "d1"),
         (["eval", model, "--task", "sudoku", "--items", "0"], "items"),
+        ([*train, "--seed", "-1"], "seed"),
+        ([*train, "--trackers", "[no-such]"], "no-such"),
+        ([*train, "--optimizer.betas", "[2,3]"], "betas"),
+        ([*train, "--out", str(rows / "below")], "rows.jsonl"),
+        (["eval", model, "--task", "sudoku", "--samples", "0"], "samples"),
+        (["eval", model, "--task", "sudoku", "--batch", "0"], "batch"),
+        (["eval", model, "--task", "sudoku", "--out", str(folder)], "out"),
+        (["eval", model, "--task", "sudoku", "--device", "gpu"], "device"),
+        (["sample", model, "--prompt", "1", "--samples", "0"], "samples"),
+        (["sample", model, "--prompt", "1", "--answer_length", "0"], "answer_length"),
+        (["sample", model, "--prompt", "1", "--seed", "-1"], "seed"),
         (["report", str(folder)], "config.yaml"),
         (["compare", str(folder)], "config.yaml"),
         (["export", str(folder), str(folder / "e")], "config.yaml"),
@@ -208,3 +219,31 @@ def test_debug_shows_the_traceback():
 
 def test_presets_lie_in_the_package():
     assert (Path(str(PRESETS)) / "runs" / "demo-sudoku.yaml").is_file()
+
+
+def test_a_method_preset_keeps_nothing_of_the_run_files_method(tmp_path):
+    odd = tmp_path / "odd.yaml"
+    odd.write_text(
+        "likelihood: {class_path: Masked, init_args: {score_tail: true, hide_prompt: 0.5}}\n"
+        "objective: {class_path: Clip, init_args: {epsilon_high: 0.9}}\n"
+    )
+    given = ["--config", "demo-sudoku", "--config", str(odd), "--out", "x"]
+    assert parse(TrainConfig, "train", given).likelihood.score_tail
+    config = parse(TrainConfig, "train", [*given, "--method", "maskgrpo"])
+    plainly = parse(TrainConfig, "train", ["--config", "demo-sudoku", "--out", "x"])
+    assert config.likelihood == plainly.likelihood and config.objective == plainly.objective
+
+
+def test_a_run_needs_no_git_and_mirrors_its_metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["train", *words(tmp_path, "run", "--steps", "1", "--trackers", "[tensorboard]")]) == 0
+    assert json.loads((tmp_path / "run/env.json").read_text())["commit"] is None
+    assert list((tmp_path / "run").rglob("events.out*"))
+
+
+def test_a_task_without_a_metric_reports_none(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "{i:04d}"}}\n' for i in (12, 203, 44, 1230, 34, 21)))
+    own = ["--task", "Prompts", "--task.data", str(prompts), "--task.answer_length", "8"]
+    assert main(["train", *words(tmp_path, "run", "--steps", "1"), *own, "--reward", "format"]) == 0
+    assert not any("success" in name for name in json.loads((tmp_path / "run/metrics.jsonl").read_text()))

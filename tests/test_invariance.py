@@ -38,18 +38,22 @@ def test_micro_batches_change_nothing(straight, size):
         assert a == pytest.approx(b, rel=1e-6, abs=1e-7)  # rewards and metrics are float32
 
 
-def test_two_processes_change_nothing(straight):
+@pytest.mark.parametrize("updates", ["1", "2"])
+def test_two_processes_change_nothing(straight, updates):
+    more = ("--updates_per_epoch", updates)
+    one = straight / f"one-{updates}"
+    run(straight, one.name, *more)
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         number = port.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(number)]
-    command += ["-m", "unmask", "train", *words(straight, "two", "--compute.micro_batch", "3")]
+    command += ["-m", "unmask", "train", *words(straight, f"two-{updates}", "--compute.micro_batch", "3", *more)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert distance(straight / "straight", straight / "two") < 1e-9
-    for a, b in zip(metrics(straight / "straight"), metrics(straight / "two"), strict=True):
+    assert distance(one, straight / f"two-{updates}") < 1e-9
+    for a, b in zip(metrics(one), metrics(straight / f"two-{updates}"), strict=True):
         assert a == pytest.approx(b, rel=1e-6, abs=1e-7)
 
 
@@ -154,3 +158,22 @@ def test_a_group_whose_reward_failed_is_left_out(straight):
     assert row["update/grad_norm"] > 0
     with pytest.warns(UserWarning), pytest.raises(RunError, match="step 1: rewards failed for 50%"):
         run(straight, "stopped", "--reward", f"{failing}:half", "--steps", "1")
+
+
+def test_a_reward_that_has_nothing_to_say_is_no_failure(straight):
+    silent = straight / "silent.py"
+    silent.write_text(
+        "def every_second(completions, **columns):\n"
+        "    return [None if i % 2 else 0.1 * i for i in range(len(completions))]\n"
+    )
+    run(straight, "silent", "--reward", f"{silent}:every_second", "--steps", "1")
+    (row,) = metrics(straight / "silent")
+    assert row["rollout/dropped_share"] == 0.5 and row["reward/every_second_infra_error"] == 0
+
+
+def test_an_early_stop_is_remembered_by_a_resumed_run(straight):
+    more = ("--evaluation.every", "1", "--evaluation.stop_at", "0")
+    run(straight, "early", *more)
+    subprocess.run(["rm", "-r", str(straight / "early" / "model")], check=True)
+    assert run(straight, "early", *more, resume=True).step == 1
+    assert len(metrics(straight / "early")) == 1

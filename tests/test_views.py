@@ -101,6 +101,12 @@ def test_masks_have_the_marginals_of_their_law():
     assert abs(chi_square(counts, binomial)) < 4
 
 
+def test_a_single_slot_has_no_ramp():
+    for ratio in (0.1, 0.25, 0.4, 0.7, 1.0):
+        keep = FadingOut().keep(torch.tensor([ratio]), torch.ones(1, 1, dtype=torch.bool))
+        assert float(keep) == pytest.approx(1 - ratio)
+
+
 def test_fading_out_can_be_stretched_over_the_valid_slots():
     valid = torch.arange(20)[None] < torch.tensor([[20], [8], [1]])
     keep = FadingOut(over_valid=True).keep(torch.full((3,), 0.8), valid)
@@ -198,6 +204,12 @@ def test_scores_are_a_proper_law_and_blind_to_what_is_masked():
 
 
 def test_settings_that_do_not_fit_are_refused():
-    for wrong in (lambda: Ramp(1.0), lambda: Always(0.0), lambda: Masked(hide_prompt=1.0)):
+    for wrong in (
+        lambda: Ramp(1.0),
+        lambda: Ramp(cap=0.5),
+        lambda: RandomStart(0),
+        lambda: Always(0.0),
+        lambda: Masked(hide_prompt=1.0),
+    ):
         with pytest.raises(UserError):
             wrong()
