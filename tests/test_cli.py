@@ -161,7 +161,7 @@ def mistakes(folder: Path) -> list[tuple[list[str], str]]:
         ([*train, "--adapter.rank", "0"], "rank"),
         ([*train, "--adapter.targets", "[nothing]"], "nothing"),
         ([*train, "--out", str(rows)], "rows.jsonl"),
-        (["sft", "--config", "sudoku-sft", "--out", str(folder / "s"), "--model", model], "scratch"),
+        (["sft", "--config", "sudoku-sft-right", "--out", str(folder / "s"), "--model", model], "scratch"),
         (["sft", "--config", "sudoku-sft", "--out", str(folder / "s"), "--batch", "0"], "batch"),
         (["sample", str(folder / "missing"), "--prompt", "1"], "missing"),
         (["sample", model], "prompt"),
