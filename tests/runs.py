@@ -1,6 +1,11 @@
 """Tiny runs for tests: a random model of a built-in world, and a reward that every answer gets some of."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +56,19 @@ def run(folder: Path, out: str, *more: str, resume: bool = False, method: str = 
     """Trains in this process."""
     config = parse(TrainConfig, "train", words(folder, out, *more, method=method))
     return train(config, resume)
+
+
+def launch(
+    processes: int, module: Sequence[str], environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Starts `python -m MODULE ...` in several processes that talk over gloo."""
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        number = port.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--master-port", str(number), *module]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=variables, check=False)
 
 
 def weights(run_directory: Path) -> dict[str, torch.Tensor]:

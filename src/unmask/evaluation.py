@@ -1,7 +1,7 @@
 """Evaluation: answers to the rows of a split, judged by the task's metric, with every generation kept."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -92,8 +92,7 @@ def measure(
     mine = runtime.share(work)
     root = Random.root(seed, "evaluate", device=runtime.device)
     found = []
-    for start in range(0, len(mine), batch):
-        part = mine[start : start + batch]
+    for part in _batches(mine, batch, runtime) if work else ():
         index, copy = (torch.tensor(column, device=runtime.device) for column in zip(*part, strict=True))
         asked = [rows[i] for i, _ in part]
         canvas = modality.encode([row["prompt"] for row in asked], slots).to(runtime.device)
@@ -120,8 +119,17 @@ def measure(
                 }
             )
         progress(len(part))
-    found = sorted(runtime.gather(found), key=lambda item: (item["index"], item["copy"]))
+    found = {(item["index"], item["copy"]): item for item in runtime.gather(found)}  # row 0 may be there twice
+    found = [found[key] for key in sorted(found)]
     return summarise(found, samples)
+
+
+def _batches(mine: list[tuple[int, int]], size: int, runtime: Runtime) -> Iterator[list[tuple[int, int]]]:
+    """This process's work in pieces; sharded models need as many in every process, so some do row 0 once more."""
+    own = [mine[start : start + size] for start in range(0, len(mine), size)]
+    count = runtime.most(len(own)) if runtime.sharded else len(own)
+    yield from own
+    yield from [[(0, 0)]] * (count - len(own))
 
 
 def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:

@@ -5,8 +5,11 @@ the policy for e epochs on those views, log. Everything is drawn from (seed, ste
 repeated on any number of processes.
 """
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -91,40 +94,46 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
     rows = config.task.rows("train")
     local = config.prompts // run.runtime.world
 
-    for step, metrics in run.steps("train"):
-        # roll out: g answers to each of this process's prompts
-        clock = time.perf_counter()
-        places = _places(config, run.runtime.rank, run.runtime.world, step)
-        asked = [rows[index] for index in order(rows, config.seed, places) for _ in range(config.answers)]
-        place = torch.tensor(places, device=run.runtime.device).repeat_interleave(config.answers)
-        copy = torch.arange(config.answers, device=run.runtime.device).repeat(local)
-        random = Random.root(config.seed, "rollout", step, device=run.runtime.device).fold(place).fold(copy)
-        rollouts = _roll_out(run, asked, place, random)
-        completions = run.modality.decode(rollouts.answer.x.cpu())
-        metrics["time/rollout"] = time.perf_counter() - clock
+    with run:
+        for step, metrics in run.steps("train"):
+            # roll out: g answers to each of this process's prompts
+            clock = time.perf_counter()
+            places = _places(config, run.runtime.rank, run.runtime.world, step)
+            asked = [rows[index] for index in order(rows, config.seed, places) for _ in range(config.answers)]
+            place = torch.tensor(places, device=run.runtime.device).repeat_interleave(config.answers)
+            copy = torch.arange(config.answers, device=run.runtime.device).repeat(local)
+            random = Random.root(config.seed, "rollout", step, device=run.runtime.device).fold(place).fold(copy)
+            rollouts = _roll_out(run, asked, place, random)
+            run.breathe()
+            completions = run.modality.decode(rollouts.answer.x.cpu())
+            metrics["time/rollout"] = time.perf_counter() - clock
 
-        # judge: rewards, then siblings are compared
-        judged = combine(rewards, completions, asked)
-        _stop_if_rewards_fail(run, config, judged, step)
-        rollouts = _compare(run, config, rollouts, judged, step)
+            # judge: rewards, then siblings are compared
+            judged = combine(rewards, completions, asked)
+            _stop_if_rewards_fail(run, config, judged, completions, asked)
+            rollouts = _compare(run, config, rollouts, judged, step)
+            run.breathe()
 
-        # fix what is scored: views, and what the policies of before say about them
-        clock = time.perf_counter()
-        random = Random.root(config.seed, "views", step, device=run.runtime.device).fold(place).fold(copy)
-        views = config.likelihood.draw(rollouts.canvas, rollouts.answer, config.epochs, random)
-        old, ref = _score_before(run, config, rollouts, views)
+            # fix what is scored: views, and what the policies of before say about them
+            clock = time.perf_counter()
+            random = Random.root(config.seed, "views", step, device=run.runtime.device).fold(place).fold(copy)
+            views = config.likelihood.draw(rollouts.canvas, rollouts.answer, config.epochs, random)
+            old, ref = _score_before(run, config, rollouts, views)
 
-        # improve
-        updates = []
-        for epoch, part in [(e, u) for e in range(config.epochs) for u in _parts(rollouts, config.updates_per_epoch)]:
-            known = tuple(None if source is None else source[epoch] for source in (old, ref))
-            updates.append(_improve(run, config, rollouts, views[epoch], known, part, fresh=not updates))
-        metrics["time/update"] = time.perf_counter() - clock
+            # improve
+            updates = []
+            for epoch, part in [
+                (e, u) for e in range(config.epochs) for u in _parts(rollouts, config.updates_per_epoch)
+            ]:
+                known = tuple(None if source is None else source[epoch] for source in (old, ref))
+                fresh = not any("loss" in update for update in updates)  # nothing has moved yet
+                updates.append(_improve(run, config, rollouts, views[epoch], known, part, fresh))
+            metrics["time/update"] = time.perf_counter() - clock
 
-        # log
-        _describe(run, config, metrics, rollouts, judged, completions, asked, updates)
-        _keep_some(run, config, rollouts, judged, completions, asked, step)
-    run.finish()
+            # log
+            _describe(run, config, metrics, rollouts, judged, completions, asked, updates)
+            _keep_some(run, config, rollouts, judged, completions, asked, step)
+        run.finish()
     return run
 
 
@@ -144,39 +153,53 @@ def _places(config: TrainConfig, rank: int, world: int, step: int) -> list[int]:
     return [start + offset for start in starts for offset in range(share)]
 
 
-def _chunks(total: int, size: int) -> list[slice]:
-    size = size or total
-    return [slice(start, start + size) for start in range(0, total, size)]
-
-
 def _parts(rollouts: Rollouts, parts: int) -> list[slice]:
-    return _chunks(len(rollouts), len(rollouts) // parts)
+    size = len(rollouts) // parts
+    return [slice(start, start + size) for start in range(0, len(rollouts), size)]
 
 
 def _roll_out(run: Run, asked: list[Row], group: Tensor, random: Random) -> Rollouts:
     config = run.config
     canvas = run.modality.encode([row["prompt"] for row in asked], run.slots).to(run.runtime.device)
-    answers = [
-        config.sampler(run.learner.frozen, canvas[rows], random[rows], record=True)
-        for rows in _chunks(len(asked), config.compute.rollout_batch)
-    ]
+    answers = run.in_chunks(
+        len(asked), lambda rows: config.sampler(run.learner.frozen, canvas[rows], random[rows], record=True)
+    )
     answer = Answer.concatenate(answers)
     answer = replace(answer, valid=run.modality.valid(answer.x) & answer.valid)
     nothing = torch.zeros(len(asked), device=run.runtime.device)
-    return Rollouts(canvas, answer, group, nothing, nothing > 0, nothing)
+    sound = torch.ones_like(nothing, dtype=torch.bool)
+    if answer.entropy is not None:
+        sound = answer.entropy.isfinite().all(1)
+        answer = replace(answer, entropy=answer.entropy.nan_to_num(0, 0, 0))
+    if run.runtime.any(not bool(sound.all())):
+        bad = [{"where": "rollout", "prompt": asked[i]["prompt"]} for i in (~sound).nonzero()[:, 0].tolist()]
+        run.nonfinite("logits of the rollout are", bad)
+    return Rollouts(canvas, answer, group, nothing, sound, nothing)
 
 
-def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, step: int) -> None:
+def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, completions, asked: list[Row]) -> None:
     failures: list[str | None] = [None] * len(judged.keep)
     for scores in judged.components.values():
         for index, judgement in enumerate(scores):
             if judgement.status == "infra_error" and not judged.keep[index]:
                 failures[index] = str(judgement.details.get("reason"))
-    failures = run.runtime.gather(failures)
-    reasons = [reason for reason in failures if reason is not None]
-    share = len(reasons) / len(failures)
-    if share > config.max_dropped_share:
-        raise RunError(f"step {step}: rewards failed for {share:.0%} of the answers ({reasons[0]}); --resume goes on")
+    everywhere = run.runtime.gather(failures)
+    reasons = [reason for reason in everywhere if reason is not None]
+    share = len(reasons) / len(everywhere)
+    if share <= config.max_dropped_share:
+        return
+    step, rank = run.step + 1, run.runtime.rank
+    rows = [
+        {"step": step, "rank": rank, "where": "reward", "reason": reason, "prompt": row["prompt"], "completion": text}
+        for reason, row, text in zip(failures, asked, completions, strict=True)
+        if reason is not None
+    ]
+    if rows:
+        run.directory.fail(f"step-{step}-rank-{rank}", rows)
+    raise RunError(
+        f"step {step}: rewards failed for {share:.0%} of the answers ({reasons[0]}; see {run.directory.failures}); "
+        "--resume goes on"
+    )
 
 
 def _compare(run: Run, config: TrainConfig, rollouts: Rollouts, judged: Judged, step: int) -> Rollouts:
@@ -188,7 +211,7 @@ def _compare(run: Run, config: TrainConfig, rollouts: Rollouts, judged: Judged, 
         total, keep = [value for value, _ in mine], [kept for _, kept in mine]
     device, shape = run.runtime.device, (-1, config.answers)
     reward = torch.tensor(total, dtype=torch.float64, device=device).view(shape)
-    kept = torch.tensor(keep, device=device).view(shape)
+    kept = torch.tensor(keep, device=device).view(shape) & rollouts.keep.view(shape)
     kept = kept & (kept.sum(1, keepdim=True) * 2 >= config.answers)  # too few siblings left: drop the group
     advantage = config.advantage(reward, kept)
     return replace(
@@ -212,32 +235,29 @@ def _score_before(
             policy = run.learner.frozen
             skip = 1 if config.updates_per_epoch == 1 else 0
             empty = [torch.zeros(0)] * skip  # the whole first epoch is scored before the first update moves anything
-            old = empty + [_all_rows(policy, rollouts, epoch, config.compute.rollout_batch) for epoch in views[skip:]]
+            old = empty + [_all_rows(run, policy, rollouts, epoch) for epoch in views[skip:]]
         if config.objective.needs_reference:
             with run.learner.reference() as policy:
-                ref = [_all_rows(policy, rollouts, epoch, config.compute.rollout_batch) for epoch in views]
+                ref = [_all_rows(run, policy, rollouts, epoch) for epoch in views]
     return old, ref
 
 
-def _all_rows(policy: Policy, rollouts: Rollouts, views, batch: int) -> Float[Tensor, "v b t"]:
-    return torch.stack(
-        [
-            torch.cat(
-                [
-                    score(policy, rollouts.canvas[rows], rollouts.answer.x[rows], view[rows])
-                    for rows in _chunks(len(rollouts), batch)
-                ]
+def _all_rows(run: Run, policy: Policy, rollouts: Rollouts, views: Sequence[View]) -> Float[Tensor, "v b t"]:
+    def scored(view: View) -> Tensor:
+        return torch.cat(
+            run.in_chunks(
+                len(rollouts), lambda rows: score(policy, rollouts.canvas[rows], rollouts.answer.x[rows], view[rows])
             )
-            for view in views
-        ]
-    )
+        )
+
+    return torch.stack([scored(view) for view in views])
 
 
 def _improve(
     run: Run,
     config: TrainConfig,
     rollouts: Rollouts,
-    views,
+    views: Sequence[View],
     known: tuple[Tensor | None, ...],
     part: slice,
     fresh: bool,
@@ -248,23 +268,34 @@ def _improve(
     valid, keep = rollouts.answer.valid[part], rollouts.keep[part]
     denominator = run.runtime.sum(objective.denominator(weight, valid, keep)).clamp(min=1e-9)
     rows = torch.arange(len(rollouts), device=run.runtime.device)[part]
-    if not objective.needs_reference:  # answers without advantage pull nowhere, but stay in the denominator
+    if not objective.needs_reference and not run.runtime.sharded:  # shards need as many forwards in every process
         live = rows[(rollouts.advantage[rows] != 0) & rollouts.keep[rows]]
-        rows = live if len(live) else rows[:1]
-    batches = [
-        MicroBatch(
-            rollouts[index],
-            [view[index] for view in views],
-            None if fresh or old is None else old[:, index],
-            None if ref is None else ref[:, index],
-        )
-        for index in rows.split(config.compute.micro_batch or len(rows))
-    ]
+        rows = live if len(live) else rows[:1]  # without advantage they pull nowhere, but count in the denominator
+
+    def batches(size: int) -> list[MicroBatch]:
+        return [
+            MicroBatch(
+                rollouts[index],
+                [view[index] for view in views],
+                None if fresh or old is None else old[:, index],
+                None if ref is None else ref[:, index],
+            )
+            for index in rows.split(size)
+        ]
 
     def scorer(rows: Rollouts, view: View) -> Tensor:
         return score(learner.policy, rows.canvas, rows.answer.x, view)
 
-    stats = accumulate_gradient(objective, scorer, batches, denominator, learner.backward, learner.accumulating)
+    stats = None
+    while stats is None:
+        size = run.micro_batch or len(rows)
+        try:
+            stats = accumulate_gradient(
+                objective, scorer, batches(size), denominator, learner.backward, learner.accumulating
+            )
+        except (RuntimeError, MemoryError) as error:
+            run.micro_batch = run.smaller(error, "micro_batch", min(size, len(rows)))
+            learner.forget()
     stats["learned_from"] = torch.tensor(float(len(rows)), device=run.runtime.device)
     names = sorted(stats)
     sums = dict(
@@ -274,10 +305,35 @@ def _improve(
     rows_used = sums.pop("learned_from")
     result = {name: value / tokens for name, value in sums.items() if name != "loss"}
     result["loss"] = sums["loss"] / float(denominator)
-    result["rows"] = rows_used
-    result["learning_rate"] = learner.learning_rate
-    result["grad_norm"] = learner.update()
+    result["grad_norm"] = learner.clip()
+    sound = all(map(math.isfinite, result.values()))
+    if not sound:
+        run.nonfinite(
+            f"loss {result['loss']:.4g} or gradient (norm {result['grad_norm']:.4g}) is",
+            _unsound(run, rollouts, views, rows),
+        )
+        result = {"skipped": 1.0}
+    result |= {"rows": rows_used, "learning_rate": learner.learning_rate}
+    learner.update(skip=not sound)
     return result
+
+
+def _unsound(run: Run, rollouts: Rollouts, views: Sequence[View], rows: Tensor) -> list[dict[str, Any]]:
+    """The answers among `rows` with a log-probability that is no number."""
+    with torch.no_grad():
+        finite = _all_rows(run, run.learner.frozen, rollouts, views).isfinite().all(0).all(1)
+    bad = [i for i in rows.tolist() if not finite[i]]
+    texts = run.modality.decode(rollouts.answer.x[bad].cpu()) if bad else []
+    return [
+        {
+            "where": "update",
+            "prompt_index": int(rollouts.group[i]),
+            "completion": text,
+            "reward": float(rollouts.reward[i]),
+            "advantage": float(rollouts.advantage[i]),
+        }
+        for i, text in zip(bad, texts, strict=True)
+    ]
 
 
 def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completions, asked, updates) -> None:
@@ -309,8 +365,9 @@ def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completi
         if count:
             metrics[name] = value / count
     metrics["rollout/tokens_per_second"] = answer.x.numel() * run.runtime.world / metrics["time/rollout"]
-    for name in updates[0]:
-        metrics[f"update/{name}"] = sum(update[name] for update in updates) / len(updates)
+    for name in sorted({name for update in updates for name in update}):
+        values = [update[name] for update in updates if name in update]
+        metrics[f"update/{name}"] = sum(values) / (len(updates) if name == "skipped" else len(values))
 
 
 def _keep_some(run, config, rollouts: Rollouts, judged: Judged, completions, asked, step: int) -> None:

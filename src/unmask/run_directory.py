@@ -4,30 +4,57 @@ Every file is written under a temporary name and renamed, and a JSONL is appende
 half-written is ever taken for whole.
 """
 
+import errno
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
-from unmask.errors import UserError
+from unmask.errors import RunError, UserError
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy")
+
+
+@contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Around everything that is written during a run: what the disk refuses becomes one line.
+
+    Raises:
+        RunError: the disk is full or read-only, or a folder is gone; the checkpoints that were there stay whole.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        full = number in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
+        reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        remedy = "make room" if full else "mend it"
+        raise RunError(
+            f"cannot write {what}: {reason}; {remedy}, then --resume goes on from the last checkpoint, which is whole"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file under a temporary name, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -37,15 +64,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL; a last line that was cut off while being written is left out."""
+    """The rows of a JSONL of a run; a last line that was cut off while being written is left out.
+
+    Raises:
+        UserError: another line is no JSON object.
+    """
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path} line {number} is no JSON object: repair or remove that line") from error
+        rows.append(row)
     return rows
 
 
@@ -58,7 +95,9 @@ class RunDirectory:
     def __init__(self, path: str | Path, main: bool = True):
         self.path, self.main = Path(path), main
         self.metrics, self.rollouts = self.path / "metrics.jsonl", self.path / "rollouts.jsonl"
+        self.notes, self.failures = self.path / "notes.jsonl", self.path / "failures"
         self.model, self.checkpoints = self.path / "model", self.path / "checkpoints"
+        self._written: dict[Path, int] = {}  # bytes of each JSONL after our last line
 
     @property
     def finished(self) -> bool:
@@ -77,6 +116,8 @@ class RunDirectory:
             if not resume:
                 raise UserError(f"--out {self.path} holds a run already: add --resume, or choose another directory")
             was, wanted = _settings(yaml.safe_load(config.read_text(encoding="utf-8"))), _settings(settings)
+            if wanted["compute"]["dtype"] == "auto":  # what it means is known once the model is loaded
+                wanted["compute"]["dtype"] = was["compute"]["dtype"]
             changed = sorted(name for name in was.keys() | wanted.keys() if was.get(name) != wanted.get(name))
             if changed:
                 raise UserError(
@@ -89,21 +130,68 @@ class RunDirectory:
     def claim(self, settings: Mapping[str, Any], env: Mapping[str, Any]) -> None:
         """Makes the directory that of a run with these settings; one that is resumed keeps its own."""
         if self.main and not (self.path / "config.yaml").exists():
-            write_json(self.path / "env.json", env)
-            write_text(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+            with writing(self.path):
+                write_json(self.path / "env.json", env)
+                write_text(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds rows to a JSONL."""
-        if self.main:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        """Adds rows to a JSONL.
+
+        Raises:
+            RunError: it cannot be written, or it is not as this run left it: somebody deleted or changed it.
+        """
+        if not self.main:
+            return
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            if file.tell() != self._written.get(path, file.tell()):
+                raise RunError(
+                    f"{path} was deleted or changed while the run writes it: put it back, then --resume goes on from "
+                    "the last checkpoint; or start anew with another --out"
+                )
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            self._written[path] = file.tell()
+
+    def fail(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Keeps the rows behind a failure, from any process; returns the file."""
+        path = self.failures / f"{name}.jsonl"
+        with writing(path):
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return path
 
     def rewind(self, step: int) -> None:
-        """Forgets the rows of steps after `step`: they were made after the checkpoint that is resumed from."""
-        if self.main:
-            for path in (self.metrics, self.rollouts):
-                rows = [row for row in read_jsonl(path) if row["step"] <= step]
+        """Forgets the rows of steps after `step`: they were made after the checkpoint that is resumed from.
+
+        Raises:
+            UserError: rows of earlier steps are missing from metrics.jsonl.
+        """
+        if not self.main:
+            return
+        for path in (self.metrics, self.rollouts, self.notes):
+            rows = [row for row in read_jsonl(path) if row["step"] <= step]
+            if path == self.metrics and [row["step"] for row in rows] != list(range(1, step + 1)):
+                raise UserError(
+                    f"{path} does not hold one row for each of the {step} steps before the checkpoint: "
+                    "put the file back, or start anew with another --out"
+                )
+            with writing(path):
                 write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            self._written[path] = path.stat().st_size
+        for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp"), *self.checkpoints.glob(".*.old")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def room(self, size: int, what: str) -> None:
+        """Looks whether `size` more bytes fit on the disk.
+
+        Raises:
+            RunError: they do not.
+        """
+        there = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        if self.main and size > free:
+            raise RunError(
+                f"the disk is nearly full: {what} needs {size / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free at "
+                f"{there}; make room, then --resume goes on from the last checkpoint, which is whole"
+            )
 
     def latest_checkpoint(self) -> Path | None:
         """The whole checkpoint of the highest step."""
@@ -114,13 +202,15 @@ class RunDirectory:
         """Deletes all but the last `keep` checkpoints."""
         found = sorted(self.checkpoints.glob("step-*"), key=lambda path: int(path.name[5:]))
         for path in found[:-keep]:
-            shutil.rmtree(path)
+            doomed = path.with_name(f".{path.name}.old")  # renamed first: a killed process leaves no half checkpoint
+            os.replace(path, doomed)
+            shutil.rmtree(doomed)
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is: not where it is written, nor on which machine it goes on."""
-    compute = {name: value for name, value in settings["compute"].items() if name not in ("device", "threads")}
-    return {**settings, "out": None, "compute": compute}
+    """What a run is: not where it is written, nor on which machine and in which pieces it is computed."""
+    compute = {name: settings["compute"].get(name) for name in ("dtype", "precision")}
+    return {**settings, "out": None, "guard": None, "compute": compute}
 
 
 def environment(device: str) -> dict[str, Any]:

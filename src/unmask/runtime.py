@@ -1,15 +1,9 @@
-"""Everything that knows about processes and devices: the only user of Accelerate.
+"""Everything that knows about processes and devices: the only user of Accelerate."""
 
-`Runtime` is the group of processes; `Learner` is the policy that they train, its optimizer and its reference.
-"""
-
-import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,20 +12,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from unmask.errors import RunError, UserError
-from unmask.types import Policy
-
-MakePolicy = Callable[[Callable[..., Tensor], Callable[[], AbstractContextManager]], Policy]
-"""From a module and an autocast context to a policy."""
+from unmask.errors import UserError
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how the numbers are made.
+    """Where and how the numbers are made, and what happens when they do not fit.
 
     Args:
         device: auto takes a GPU if there is one.
@@ -41,6 +31,9 @@ class Compute:
         rollout_batch: answers per forward of the sampler and of scoring; 0 is all.
         threads: CPU threads of torch; 0 is its own choice.
         checkpointing: recompute activations in the backward pass: less memory, one more forward.
+        shard: full divides weights, gradients, moments and the reference over the processes (FSDP2, as ZeRO-3 does);
+            none keeps a copy on each (DDP). The results are the same.
+        out_of_memory: when a batch does not fit, stop, or halve it and go on (one process only).
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -50,6 +43,8 @@ class Compute:
     rollout_batch: int = 0
     threads: int = 0
     checkpointing: bool = False
+    shard: Literal["none", "full"] = "none"
+    out_of_memory: Literal["stop", "halve"] = "stop"
 
     def __post_init__(self):
         if self.micro_batch < 0 or self.rollout_batch < 0:
@@ -91,10 +86,9 @@ class Optimizer:
         decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
         return warm * decay[self.schedule]
 
-    def build(self, parameters: Sequence[nn.Parameter], updates: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """The optimizer and its learning-rate schedule over this many updates."""
-        optimizer = torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
-        return optimizer, LambdaLR(optimizer, lambda update: self.factor(update, updates))
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer; whoever steps it sets the learning rate."""
+        return torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -116,6 +110,12 @@ class Runtime:
         for name in trackers:
             if name not in there:
                 raise UserError(f"trackers: {name!r} is unknown or not installed; there are {', '.join(sorted(there))}")
+        for flag, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+            if os.environ.get(flag, "false").lower() in ("true", "1"):
+                raise UserError(
+                    f"accelerate was told to shard with {name}; unmask shards by itself: launch with a plain multi-GPU "
+                    "configuration and --compute.shard full"
+                )
         self.accelerator = Accelerator(
             cpu=compute.device == "cpu",
             log_with=list(trackers) or None,
@@ -124,10 +124,38 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
+        if compute.out_of_memory == "halve" and self.world > 1:
+            raise UserError(
+                f"compute.out_of_memory: halve works in one process, not in {self.world}: lower compute.micro_batch"
+            )
         wanted = compute.precision
         fast = wanted == "auto" and compute.dtype != "float64" and fast_bfloat16(self.device)
         self.precision = "bfloat16" if wanted == "bfloat16" or fast else "float32"
         self.trackers = bool(trackers)
+        self.sharded = compute.shard == "full" and self.world > 1
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module on its device, so wrapped that gradients are averaged over processes.
+
+        Sharded, every block (an element of the `blocks` of one of its modules) is gathered for its forward and its
+        backward only; the rest is one more unit. Parameters become sharded tensors in place.
+        """
+        if not self.sharded:
+            return self.accelerator.prepare(module.to(self.device))
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        holder = next(
+            (part for part in module.modules() if isinstance(getattr(part, "blocks", None), nn.ModuleList)), module
+        )
+        for block in getattr(holder, "blocks", ()):
+            fully_shard(block, mesh=mesh)
+        fully_shard(holder, mesh=mesh)
+        return module.to(self.device)
+
+    def accumulating(self, wrapped: nn.Module, last: bool) -> AbstractContextManager:
+        """Around a forward and its backward: copies reduce their gradients only at the last one of an update."""
+        if last or self.sharded:  # shards add what is reduced at once: whole gradients exist for one block only
+            return nullcontext()
+        return self.accelerator.no_sync(wrapped)
 
     def autocast(self) -> AbstractContextManager:
         """The context of every forward."""
@@ -149,6 +177,14 @@ class Runtime:
         start = self.rank * size + min(self.rank, extra)
         return list(items[start : start + size + (self.rank < extra)])
 
+    def most(self, count: int) -> int:
+        """The largest of the processes' counts."""
+        return max(self.gather([count]))
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
+        return flag if self.world == 1 else bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.accelerator.wait_for_everyone()
@@ -168,121 +204,8 @@ class Runtime:
         if self.trackers:
             self.accelerator.end_training()
 
-
-class Learner:
-    """A policy in training.
-
-    Args:
-        module: backbone, possibly with adapters; its trainable parameters are those that require a gradient.
-        make_policy: from a module to the policy that speaks through it.
-        updates: total number of optimizer updates, for the schedule.
-        reference: keep the start policy for a KL term.
-    """
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        module: nn.Module,
-        make_policy: MakePolicy,
-        optimizer: Optimizer,
-        updates: int,
-        reference: bool,
-    ):
-        self.runtime, self.module, self.config = runtime, module.to(runtime.device), optimizer
-        self.trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        if not self.trainable:
-            raise UserError("nothing to train: no parameter requires a gradient")
-        self.optimizer, self.schedule = optimizer.build(list(self.trainable.values()), updates)
-        self._wrapped = runtime.accelerator.prepare(self.module)
-        self._make = make_policy
-        adapters = hasattr(module, "disable_adapter")
-        self._frozen = None if adapters or not reference else deepcopy(self.module).requires_grad_(False).eval()
-        self.updates = 0
-        self.module.eval()  # no dropout anywhere: old and new log-probabilities must be comparable
-
-    @property
-    def policy(self) -> Policy:
-        """For gradients: calls go through the wrapper that reduces them over processes."""
-        return self._make(self._wrapped, self.runtime.autocast)
-
-    @property
-    def frozen(self) -> Policy:
-        """For everything without gradients."""
-        return self._make(self.module, self.runtime.autocast)
-
-    @contextmanager
-    def reference(self) -> Iterator[Policy]:
-        """The policy that training started from: adapters off, or a frozen copy."""
-        if self._frozen is not None:
-            yield self._make(self._frozen, self.runtime.autocast)
-        else:
-            with self.module.disable_adapter():  # pyright: ignore[reportCallIssue]
-                yield self._make(self.module, self.runtime.autocast)
-
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagates this process's part of a loss that is a sum over processes."""
-        (loss * self.runtime.world).backward()  # the wrapper averages over processes
-
-    def accumulating(self, last: bool) -> AbstractContextManager:
-        """Around a forward and its backward: reduce gradients only at the last one of an update."""
-        return nullcontext() if last else self.runtime.accelerator.no_sync(self._wrapped)
-
-    def update(self) -> float:
-        """One optimizer step; returns the gradient norm before clipping.
-
-        Raises:
-            RunError: the gradient is not finite.
-        """
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.trainable.values()), self.config.max_grad_norm))
-        if not norm < float("inf"):
-            raise RunError(f"gradient norm is {norm} in update {self.updates + 1}: lower optimizer.lr, or use float32")
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.updates += 1
-        return norm
-
-    @property
-    def learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
-
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of the trainable parameters."""
-        return {name: p.detach().clone() for name, p in self.trainable.items()}
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Puts trainable parameters back."""
-        with torch.no_grad():
-            for name, p in self.trainable.items():
-                p.copy_(weights[name])
-
-    def save(self, folder: Path, state: dict[str, Any], best: dict[str, Tensor] | None = None) -> None:
-        """Writes what is needed to go on as if nothing had happened; whole or not at all."""
-        if self.runtime.main:
-            temporary = folder.with_name(f".{folder.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(_contiguous(self.trainable), temporary / "trainable.safetensors")
-            if best is not None:
-                save_file(_contiguous(best), temporary / "best.safetensors")
-            torch.save(self.optimizer.state_dict(), temporary / "optimizer.pt")
-            state = {**state, "updates": self.updates, "schedule": self.schedule.state_dict()}
-            (temporary / "state.json").write_text(json.dumps(state))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-        self.runtime.wait()
-
-    def load(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        """The state that `save` wrote, and the best weights."""
-        state = json.loads((folder / "state.json").read_text())
-        self.load_weights(load_file(folder / "trainable.safetensors"))
-        optimizer = torch.load(folder / "optimizer.pt", map_location=self.runtime.device, weights_only=True)
-        self.optimizer.load_state_dict(optimizer)
-        self.schedule.load_state_dict(state.pop("schedule"))
-        self.updates = state.pop("updates")
-        best = folder / "best.safetensors"
-        return state, load_file(best, device=str(self.runtime.device)) if best.exists() else None
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    def leave(self) -> None:
+        """The last thing that a process of many does: none goes before all are done."""
+        if self.world > 1:
+            self.wait()
+            torch.distributed.destroy_process_group()

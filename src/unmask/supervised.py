@@ -1,6 +1,8 @@
 """Supervised fine-tuning: the same scoring path as reinforcement learning, with weights that come from data."""
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,8 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.random import Random
 from unmask.run import Run, RunConfig, order
-from unmask.types import View
+from unmask.tasks.base import Row
+from unmask.types import Canvas, View
 from unmask.views.score import score
 
 
@@ -74,43 +77,74 @@ def sft(config: SFTConfig, resume: bool = False) -> Run:
     rows, device = config.task.rows("train"), run.runtime.device
     local = config.batch // run.runtime.world
 
-    for step, metrics in run.steps("sft"):
-        clock = time.perf_counter()
-        first = (step - 1) * config.batch + run.runtime.rank * local
-        batch = [rows[index] for index in order(rows, config.seed, range(first, first + local))]
-        missing = next((row for row in batch if not isinstance(row.get("completion"), str)), None)
-        if missing is not None:
-            raise UserError(f"row {missing.get('id')} of task {config.task.name} has no completion to learn from")
-        canvas = run.modality.encode([row["prompt"] for row in batch], run.slots).to(device)
-        x, filled = (part.to(device) for part in _answers(run, batch))
-        target = torch.ones_like(filled) if config.train_tail else filled
+    with run:
+        for step, metrics in run.steps("sft"):
+            clock = time.perf_counter()
+            first = (step - 1) * config.batch + run.runtime.rank * local
+            batch = [rows[index] for index in order(rows, config.seed, range(first, first + local))]
+            canvas, x, filled = _encode(run, batch)
+            target = torch.ones_like(filled) if config.train_tail else filled
 
-        index = torch.arange(first, first + local, device=device)
-        random = Random.root(config.seed, "corrupt", step, device=device).fold(index)
-        view = corrupt(ratios(config, step, index - (step - 1) * config.batch), target, random)
-        weight, denominator = view.weight, target.sum()
-        if config.loss == "per_answer":
-            weight, denominator = weight / target.sum(1, keepdim=True), torch.tensor(len(batch), device=device)
-        denominator = run.runtime.sum(denominator)
+            index = torch.arange(first, first + local, device=device)
+            random = Random.root(config.seed, "corrupt", step, device=device).fold(index)
+            view = corrupt(ratios(config, step, index - (step - 1) * config.batch), target, random)
+            weight, denominator = view.weight, target.sum()
+            if config.loss == "per_answer":
+                weight, denominator = weight / target.sum(1, keepdim=True), torch.tensor(len(batch), device=device)
+            denominator = run.runtime.sum(denominator)
 
-        total = torch.zeros((), device=device)
-        parts = torch.arange(local, device=device).split(config.compute.micro_batch or local)
-        for number, part in enumerate(parts):
-            with run.learner.accumulating(number == len(parts) - 1):
-                logp = score(run.learner.policy, canvas[part], x[part], view[part])
-                loss = -(weight[part] * logp).sum() / denominator
-                run.learner.backward(loss)
-            total += loss.detach()
-        metrics["train/loss"] = float(run.runtime.sum(total))
-        metrics["train/learning_rate"] = run.learner.learning_rate
-        metrics["train/grad_norm"] = run.learner.update()
-        metrics["train/tokens_per_second"] = x.numel() * run.runtime.world / (time.perf_counter() - clock)
-    run.finish()
+            def loss_of(part: Tensor, canvas=canvas, x=x, view=view, weight=weight, total=denominator) -> Tensor:
+                return -(weight[part] * score(run.learner.policy, canvas[part], x[part], view[part])).sum() / total
+
+            metrics["train/loss"] = _descend(run, loss_of, torch.arange(local, device=device))
+            metrics["train/learning_rate"] = run.learner.learning_rate
+            norm = run.learner.clip()
+            sound = math.isfinite(norm) and math.isfinite(metrics["train/loss"])
+            if sound:
+                metrics["train/grad_norm"] = norm
+            else:
+                del metrics["train/loss"]
+                run.nonfinite(f"loss or gradient (norm {norm}) is", _unsound(run, batch, loss_of))
+                metrics["train/skipped"] = 1.0
+            run.learner.update(skip=not sound)
+            metrics["train/tokens_per_second"] = x.numel() * run.runtime.world / (time.perf_counter() - clock)
+        run.finish()
     return run
 
 
-def _answers(run: Run, batch: list) -> tuple[Tensor, Tensor]:
+def _encode(run: Run, batch: list[Row]) -> tuple[Canvas, Tensor, Tensor]:
+    """Prompts on a canvas, answers, and which answer tokens are not filling."""
+    missing = next((row for row in batch if not isinstance(row.get("completion"), str)), None)
+    if missing is not None:
+        raise UserError(f"row {missing.get('id')} of task {run.task.name} has no completion to learn from")
+    canvas = run.modality.encode([row["prompt"] for row in batch], run.slots)
     try:
-        return run.modality.encode_answers([row["completion"] for row in batch], run.slots)
+        x, filled = run.modality.encode_answers([row["completion"] for row in batch], run.slots)
     except UserError as error:
         raise UserError(f"task {run.task.name}: {error}; raise task.answer_length or drop the row") from error
+    return canvas.to(run.runtime.device), x.to(run.runtime.device), filled.to(run.runtime.device)
+
+
+def _descend(run: Run, loss_of: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    """The gradient of the loss, micro-batch by micro-batch; returns the loss over all processes."""
+    while True:
+        size = run.micro_batch or len(rows)
+        parts = rows.split(size)
+        total = torch.zeros((), device=rows.device)
+        try:
+            for number, part in enumerate(parts, 1):
+                with run.learner.accumulating(number == len(parts)):
+                    loss = loss_of(part)
+                    run.learner.backward(loss)
+                total += loss.detach()
+            return float(run.runtime.sum(total))
+        except (RuntimeError, MemoryError) as error:
+            run.micro_batch = run.smaller(error, "micro_batch", min(size, len(rows)))
+        run.learner.forget()
+
+
+def _unsound(run: Run, batch: list[Row], loss_of: Callable[[Tensor], Tensor]) -> list[Row]:
+    """The rows whose loss is no number."""
+    with torch.no_grad():
+        losses = [float(loss_of(torch.tensor([i], device=run.runtime.device))) for i in range(len(batch))]
+    return [row for row, loss in zip(batch, losses, strict=True) if not math.isfinite(loss)]

@@ -1,6 +1,6 @@
 """LoRA adapters through PEFT: put on, taken off with PEFT's own `disable_adapter()`, merged for saving."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,28 +62,35 @@ def _initialise(model: nn.Module, seed: int) -> None:
 
 
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merged_state(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state of a plain backbone with the adapters added to the weights, W + alpha / rank B A, by neutral name.
 
     Merged weights are float32 (float64 if the model is), whatever the dtype in memory: rounding happens once, when
     saving. Other tensors are those of the model. The model itself is not changed.
+
+    Args:
+        tensors: the model's state dict, if it is held elsewhere (sharded models: gathered in one process).
     """
-    backbone = model.get_base_model() if isinstance(model, PeftModel) else model
+    tensors = model.state_dict() if tensors is None else tensors
+    adapted = isinstance(model, PeftModel)
+    prefix = "base_model.model." if adapted else ""
+    backbone = model.get_base_model() if adapted else model
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, LoraLayer)}
     state: dict[str, Tensor] = {}
-    for name, tensor in backbone.state_dict().items():
+    for name, tensor in tensors.items():
         if ".lora_" in name:
             continue
-        plain = name.replace(".base_layer.", ".")
-        layer = layers.get(plain.removesuffix(".weight"))
-        state[plain] = tensor if layer is None else _merged(layer, tensor)
+        plain = name.removeprefix(prefix).replace(".base_layer.", ".")
+        place = plain.removesuffix(".weight")
+        layer = layers.get(place)
+        state[plain] = tensor if layer is None else _merged(layer, tensor, f"{prefix}{place}", tensors)
     return state
 
 
-def _merged(layer: LoraLayer, weight: Tensor) -> Tensor:
+def _merged(layer: LoraLayer, weight: Tensor, place: str, tensors: Mapping[str, Tensor]) -> Tensor:
     total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     for adapter in layer.active_adapters:
-        a, b = (factors.get_parameter(f"{adapter}.weight").to(total.dtype) for factors in (layer.lora_A, layer.lora_B))
+        a, b = (tensors[f"{place}.lora_{factor}.{adapter}.weight"].to(total.dtype) for factor in "AB")
         total.addmm_(b, a, alpha=layer.scaling[adapter])
     return total
 

@@ -1,0 +1,97 @@
+"""Several processes change nothing: copies (DDP) or shards (FSDP2), full or LoRA, float64 to 1e-9 over a few updates."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runs import distance, launch, metrics, run, words
+
+LORA = ("--adapter.rank", "4", "--adapter.alpha", "8")
+SHARD = ("--compute.shard", "full")
+UNEVEN = (
+    "--evaluation.every",
+    "2",
+    "--evaluation.batch",
+    "2",
+    "--evaluation.items",
+    "7",
+    "--evaluation.keep_best",
+    "true",
+)
+NO_REFERENCE = ("--objective.kl", "null")
+
+CASES = {
+    "copies": UNEVEN,
+    "copies-lora": LORA,
+    "copies-updates": ("--updates_per_epoch", "2", *NO_REFERENCE),
+    "shards": (*UNEVEN, *SHARD),
+    "shards-lora": (*LORA, *SHARD, "--compute.micro_batch", "3"),
+    "shards-updates": ("--updates_per_epoch", "2", *NO_REFERENCE, *SHARD),
+}
+
+
+def check(folder: Path, processes: int, names: list[str]) -> None:
+    """Runs these cases in one process here, and in several there."""
+    plan = [[f"{name}-{processes}", *CASES[name]] for name in names]
+    done = launch(processes, [str(Path(__file__).with_name("several_runs.py")), str(folder), json.dumps(plan)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in names:
+        one, many = folder / f"{name}-1", folder / f"{name}-{processes}"
+        if not one.exists():
+            run(folder, one.name, *CASES[name])
+        assert distance(one, many) < 1e-9
+        for a, b in zip(metrics(one), metrics(many), strict=True):
+            rows = ("update/rows",)  # copies leave out answers without advantage, shards do not
+            assert {k: v for k, v in a.items() if k not in rows} == pytest.approx(
+                {k: v for k, v in b.items() if k not in rows}, rel=1e-6, abs=1e-7
+            )
+        assert (one / "model/model.safetensors").stat().st_size == (many / "model/model.safetensors").stat().st_size
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+def test_two_processes_change_nothing(folder):
+    check(folder, 2, list(CASES))
+
+
+@pytest.mark.slow
+def test_four_processes_change_nothing(folder):
+    check(folder, 4, list(CASES))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(folder):
+    straight = run(folder, "straight", "--steps", "2", "--save_every", "1")
+    run(folder, "moved", "--steps", "2", "--save_every", "1")
+    moved = folder / "moved"
+    for gone in ("model", "checkpoints/step-2"):
+        shutil.rmtree(moved / gone)
+    done = launch(
+        2, ["-m", "unmask", "train", *words(folder, "moved", "--steps", "2", "--save_every", "1"), "--resume", *SHARD]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert distance(straight.directory.path, moved) < 1e-9
+
+
+def test_when_one_process_dies_the_others_stop_with_a_message(folder):
+    reward = folder / "dying.py"
+    reward.write_text(
+        "import os\ncalls = []\n"
+        "def dying(completions, **columns):\n"
+        "    calls.append(0)\n"
+        "    if os.environ['RANK'] == '1' and len(calls) > 1:\n"
+        "        os._exit(9)\n"
+        "    return [0.1 * text.count('1') for text in completions]\n"
+    )
+    given = words(folder, "dead", "--save_every", "1")
+    given[given.index("--reward") + 1] = f"{reward}:dying"
+    done = launch(2, ["-m", "unmask", "train", *given])  # its timeout is the proof that nobody hangs
+    assert done.returncode != 0
+    assert re.search("rank 0: another process is gone|Signal 15", done.stderr), done.stderr[-3000:]
+    assert [row["step"] for row in metrics(folder / "dead")] == [1]
+    assert (folder / "dead/checkpoints/step-1/state.json").is_file()
