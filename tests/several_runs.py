@@ -1,4 +1,4 @@
-"""A process of `test_distributed.py`: trains several runs one after the other, since starting costs most of the time."""
+"""A process of `test_distributed.py`: several runs, since starting costs most of the time."""
 
 import json
 import sys

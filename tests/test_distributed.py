@@ -1,4 +1,4 @@
-"""Several processes change nothing: copies (DDP) or shards (FSDP2), full or LoRA, float64 to 1e-9 over a few updates."""
+"""Several processes change nothing: copies (DDP) or shards (FSDP2), full or LoRA, to 1e-9 in float64."""
 
 import json
 import re

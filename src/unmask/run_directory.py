@@ -124,15 +124,18 @@ class RunDirectory:
                     f"--resume: the settings differ from those of {config} ({', '.join(changed)}): "
                     "repeat the run's own command, or choose another --out"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(not _is_leftover(path) for path in self.path.iterdir()):
             raise UserError(f"--out {self.path} is not empty and holds no run: choose another directory")
 
     def claim(self, settings: Mapping[str, Any], env: Mapping[str, Any]) -> None:
         """Makes the directory that of a run with these settings; one that is resumed keeps its own."""
-        if self.main and not (self.path / "config.yaml").exists():
-            with writing(self.path):
-                write_json(self.path / "env.json", env)
+        if not self.main:
+            return
+        with writing(self.path):
+            if not (self.path / "config.yaml").exists():
                 write_text(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+            if not (self.path / "env.json").exists():
+                write_json(self.path / "env.json", env)
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to a JSONL.
@@ -176,7 +179,7 @@ class RunDirectory:
             with writing(path):
                 write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             self._written[path] = path.stat().st_size
-        for leftover in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp"), *self.checkpoints.glob(".*.old")):
+        for leftover in filter(_is_leftover, (*self.path.iterdir(), *self.checkpoints.glob("*"))):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def room(self, size: int, what: str) -> None:
@@ -205,6 +208,11 @@ class RunDirectory:
             doomed = path.with_name(f".{path.name}.old")  # renamed first: a killed process leaves no half checkpoint
             os.replace(path, doomed)
             shutil.rmtree(doomed)
+
+
+def _is_leftover(path: Path) -> bool:
+    """What a killed process left half-written or half-deleted."""
+    return path.name.startswith(".") and path.suffix in (".tmp", ".old")
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
