@@ -10,7 +10,7 @@ import pytest
 from runs import distance, launch, metrics, run, words
 
 LORA = ("--adapter.rank", "4", "--adapter.alpha", "8")
-SHARD = ("--compute.shard", "full")
+SHARD, GRADIENTS = ("--compute.shard", "zero3"), ("--compute.shard", "zero2")
 UNEVEN = (
     "--evaluation.every",
     "2",
@@ -29,6 +29,7 @@ CASES = {
     "copies-updates": ("--updates_per_epoch", "2", *NO_REFERENCE),
     "shards": (*UNEVEN, *SHARD),
     "shards-lora": (*LORA, *SHARD, "--compute.micro_batch", "3"),
+    "gradients": (*UNEVEN, *GRADIENTS),
     "shards-updates": ("--updates_per_epoch", "2", *NO_REFERENCE, *SHARD),
 }
 

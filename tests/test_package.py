@@ -18,6 +18,19 @@ from unmask.config import SFTConfig, TrainConfig, parse, preset, preset_names
 ROOT = Path(__file__).parents[1]
 
 
+LAUNCH = sorted((ROOT / "src/unmask/presets/launch").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
+def test_accelerate_reads_the_launch_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == 8 * config.num_machines or path.stem == "1-gpu"
+    assert config.mixed_precision == "no"  # unmask chooses its own precision
+    assert path.name in (ROOT / "docs/scaling.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
@@ -32,6 +45,7 @@ def test_the_wheel_holds_presets_assets_and_the_type_marker(wheel):
     assert "unmask/py.typed" in names
     assert {f"unmask/presets/runs/{name}.yaml" for name in preset_names("runs")} <= names
     assert {f"unmask/presets/methods/{name}.yaml" for name in preset_names("methods")} <= names
+    assert {f"unmask/presets/launch/{path.name}" for path in LAUNCH} <= names
     for file in (ROOT / "src/unmask/assets").rglob("*"):
         if file.is_file():
             assert f"unmask/{file.relative_to(ROOT / 'src/unmask')}" in names

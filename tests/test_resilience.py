@@ -210,12 +210,20 @@ def test_a_real_small_disk(folder):
 
 
 def test_a_read_only_disk_is_one_line(folder, monkeypatch):
-    def read_only(*_):
-        raise OSError(errno.EROFS, "Read-only file system")
+    replace, written = os.replace, []
+
+    def read_only(*paths):
+        if len(written) == allowed:
+            raise OSError(errno.EROFS, "Read-only file system")
+        written.append(replace(*paths))
 
     monkeypatch.setattr(os, "replace", read_only)
-    with pytest.raises(RunError, match=r"cannot write .*: Read-only file system"):
+    allowed = 0
+    with pytest.raises(UserError, match=r"--out .*: Read-only file system; name a directory that can be written"):
         run(folder, "read-only")
+    allowed = 2  # config.yaml and env.json; then the disk is mounted anew
+    with pytest.raises(RunError, match=r"cannot write .*: Read-only file system"):
+        run(folder, "read-only", resume=True)
 
 
 def test_a_file_that_is_deleted_under_the_run_stops_it(folder):

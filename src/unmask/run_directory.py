@@ -128,14 +128,20 @@ class RunDirectory:
             raise UserError(f"--out {self.path} is not empty and holds no run: choose another directory")
 
     def claim(self, settings: Mapping[str, Any], env: Mapping[str, Any]) -> None:
-        """Makes the directory that of a run with these settings; one that is resumed keeps its own."""
+        """Makes the directory that of a run with these settings; one that is resumed keeps its own.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         if not self.main:
             return
-        with writing(self.path):
+        try:
             if not (self.path / "config.yaml").exists():
                 write_text(self.path / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
             if not (self.path / "env.json").exists():
                 write_json(self.path / "env.json", env)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.strerror}; name a directory that can be written") from error
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to a JSONL.

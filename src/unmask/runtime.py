@@ -31,8 +31,9 @@ class Compute:
         rollout_batch: answers per forward of the sampler and of scoring; 0 is all.
         threads: CPU threads of torch; 0 is its own choice.
         checkpointing: recompute activations in the backward pass: less memory, one more forward.
-        shard: full divides weights, gradients, moments and the reference over the processes (FSDP2, as ZeRO-3 does);
-            none keeps a copy on each (DDP). The results are the same.
+        shard: what is divided over the processes: nothing (DDP); zero2, gradients and moments, while weights are
+            gathered once per update and stay for its rollouts; zero3, the weights too (both by FSDP2). The results are
+            the same.
         out_of_memory: when a batch does not fit, stop, or halve it and go on (one process only).
     """
 
@@ -43,7 +44,7 @@ class Compute:
     rollout_batch: int = 0
     threads: int = 0
     checkpointing: bool = False
-    shard: Literal["none", "full"] = "none"
+    shard: Literal["none", "zero2", "zero3"] = "none"
     out_of_memory: Literal["stop", "halve"] = "stop"
 
     def __post_init__(self):
@@ -114,7 +115,7 @@ class Runtime:
             if os.environ.get(flag, "false").lower() in ("true", "1"):
                 raise UserError(
                     f"accelerate was told to shard with {name}; unmask shards by itself: launch with a plain multi-GPU "
-                    "configuration and --compute.shard full"
+                    "configuration and --compute.shard zero3"
                 )
         self.accelerator = Accelerator(
             cpu=compute.device == "cpu",
@@ -132,13 +133,14 @@ class Runtime:
         fast = wanted == "auto" and compute.dtype != "float64" and fast_bfloat16(self.device)
         self.precision = "bfloat16" if wanted == "bfloat16" or fast else "float32"
         self.trackers = bool(trackers)
-        self.sharded = compute.shard == "full" and self.world > 1
+        self.sharded = compute.shard != "none" and self.world > 1
+        self._keep_gathered = compute.shard == "zero2"
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module on its device, so wrapped that gradients are averaged over processes.
 
-        Sharded, every block (an element of the `blocks` of one of its modules) is gathered for its forward and its
-        backward only; the rest is one more unit. Parameters become sharded tensors in place.
+        Sharded, every block (an element of the `blocks` of one of its modules) is gathered by itself, the rest is one
+        more unit. Parameters become sharded tensors in place.
         """
         if not self.sharded:
             return self.accelerator.prepare(module.to(self.device))
@@ -147,7 +149,7 @@ class Runtime:
             (part for part in module.modules() if isinstance(getattr(part, "blocks", None), nn.ModuleList)), module
         )
         for block in getattr(holder, "blocks", ()):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, reshard_after_forward=not self._keep_gathered)
         fully_shard(holder, mesh=mesh)
         return module.to(self.device)
 
