@@ -85,11 +85,19 @@ class CodeExecutor(ABC):
     """Runs untrusted code. Stateless and order-free, from any thread."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Make sure that code can run.
+
+        Raises:
+            UserError: this machine or account cannot run code safely; the message names the remedy.
+        """
+
+    @abstractmethod
     def run(self, jobs: Sequence[CodeJob]) -> list[CodeResult]:
         """One result per job, in order; whatever the candidates do, it returns within the limits.
 
         Raises:
-            UserError: this machine or account cannot run code safely; the message names the remedy.
+            UserError: as `check`.
         """
 
 

@@ -69,16 +69,26 @@ class LocalSandbox(CodeExecutor):
         if self.workers is not None and self.workers < 1:
             raise UserError(f"sandbox: workers must be at least 1, not {self.workers}")
 
+    def check(self) -> None:
+        choose(self.backend)
+
     def run(self, jobs: Sequence[CodeJob]) -> list[CodeResult]:
-        return _pool(self, os.getpid()).run(jobs) if jobs else []
+        return self._pool().run(jobs) if jobs else []
 
-    def chosen(self) -> str:
-        """The name of the backend that is used here.
+    def close(self) -> None:
+        """End the jails. They end by themselves with this process, and a further `run` makes new ones."""
+        with _lock:
+            pool = _pools.pop((self, os.getpid()), None)
+        if pool is not None:
+            pool.close()
 
-        Raises:
-            UserError: none works.
-        """
-        return choose(self.backend)[0].name
+    def _pool(self) -> "_Pool":
+        """The pool of this process for these settings; after a fork another one is made."""
+        with _lock:
+            if (self, os.getpid()) not in _pools:
+                _pools[self, os.getpid()] = _Pool(self)
+                atexit.register(self.close)
+            return _pools[self, os.getpid()]
 
 
 @cache
@@ -136,7 +146,7 @@ class _Pool:
         workers = sandbox.workers or len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
         self._own = threading.local()
-        self._jails: list[Jail] = []
+        self._jails: list[Jail] = []  # of all threads
 
     def run(self, jobs: Sequence[CodeJob]) -> list[CodeResult]:
         return list(self._threads.map(self._run, jobs))
@@ -166,10 +176,5 @@ class _Pool:
         return jail
 
 
-@cache
-def _pool(sandbox: LocalSandbox, pid: int) -> _Pool:
-    """The pool of this process for these settings; after a fork another one is made."""
-    del pid
-    pool = _Pool(sandbox)
-    atexit.register(pool.close)
-    return pool
+_lock = threading.Lock()
+_pools: dict[tuple[LocalSandbox, int], _Pool] = {}
