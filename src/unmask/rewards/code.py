@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from unmask.errors import UserError
-from unmask.rewards.base import Reward, Row, Score
+from unmask.rewards.base import Row, Score
 from unmask.rewards.sandbox import CodeExecutor, CodeJob, CodeResult, LocalSandbox
-from unmask.rewards.text import END_TOKENS, MASK_TOKENS, Unreadable, visible_text
+from unmask.rewards.text import TextReward, Unreadable, visible_text
 
 _FENCE = re.compile(r"```+([\w+#.-]*)[ \t]*(?:\r?\n)?")
 _PYTHON = ("python", "py", "python3", "")
@@ -38,7 +38,7 @@ def fenced_code(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Code(Reward):
+class Code(TextReward):
     """The share of the row's `tests` that the program passes. A text without a program is invalid, and nothing is run.
 
     A program that is no Python, lacks the asked function, runs out of time or memory, or dies, fails tests: that is its
@@ -51,8 +51,6 @@ class Code(Reward):
     Args:
         all_or_nothing: 1 if all tests pass, else 0.
         sandbox: where programs run.
-        end_tokens: the visible text ends before the first of these.
-        mask_tokens: one of these in the visible text makes a completion invalid.
 
     Raises:
         UserError: on call: a row has no usable tests, or no sandbox can start here (that also in `for_tokens`).
@@ -62,29 +60,34 @@ class Code(Reward):
 
     all_or_nothing: bool = False
     sandbox: CodeExecutor = field(default_factory=LocalSandbox)
-    end_tokens: tuple[str, ...] = END_TOKENS
-    mask_tokens: tuple[str, ...] = MASK_TOKENS
 
     def for_tokens(self, end: Sequence[str], mask: Sequence[str] = ()) -> Self:
         self.sandbox.check()  # a run asks for this at its start: the moment to learn that no program can be judged
-        return replace(
-            self,
-            end_tokens=tuple(dict.fromkeys((*self.end_tokens, *filter(None, end)))),
-            mask_tokens=tuple(dict.fromkeys((*self.mask_tokens, *filter(None, mask)))),
-        )
+        return super().for_tokens(end, mask)
 
     def __call__(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Score]:
-        read = [self._job(completion, row) for completion, row in zip(completions, rows, strict=True)]
+        read = [self._job_or_score(completion, row) for completion, row in zip(completions, rows, strict=True)]
         results = iter(self.sandbox.run([job for job in read if isinstance(job, CodeJob)]))
         return [self._score(next(results)) if isinstance(item, CodeJob) else item for item in read]
 
-    def _job(self, completion: str, row: Row) -> CodeJob | Score:
+    def read(self, text: str, row: Row) -> Score:
+        return self._score(self.sandbox.run([self.job(text, row)])[0])
+
+    def job(self, text: str, row: Row) -> CodeJob:
+        """The program in visible text with the tests of its row.
+
+        Raises:
+            Unreadable: there is no program.
+            UserError: the row has no usable tests.
+        """
+        code, prelude = self.program(text, row), row.get("prelude") or ""
+        return job_of(row, f"{prelude}\n{code}" if prelude else code)
+
+    def _job_or_score(self, completion: str, row: Row) -> CodeJob | Score:
         try:
-            code = self.program(visible_text(completion, self.end_tokens, self.mask_tokens), row)
+            return self.job(visible_text(completion, self.end_tokens, self.mask_tokens), row)
         except Unreadable as error:
             return Score.invalid(str(error))
-        prelude = row.get("prelude") or ""
-        return job_of(row, f"{prelude}\n{code}" if prelude else code)
 
     def program(self, text: str, row: Row) -> str:
         """The program in visible text.
