@@ -54,7 +54,9 @@ def _outcome(worker, job, test):
         for name in job["names"]:
             if name in provided:
                 space.setdefault(name, _stub(worker, name))
-        if job["entry"] in provided:
+        if job["entry"] is not None:
+            if job["entry"] not in provided:
+                return "error: NameError"
             space[job["entry"]] = space["candidate"] = _stub(worker, job["entry"])
         exec(compile(test, "<test>", "exec"), space)
         return "passed"
