@@ -28,6 +28,12 @@ VARIANTS = {
     "scaled": {"scale_logits": True, "emb_scale": True},
     "shifted": {"shift": True},
     "rounded_rope": {"rope_fp32": False},
+    "ungated": {"gated": False, "activation": "gelu"},
+    "relu": {"activation": "relu"},
+    "norm_biases": {"norm_bias": True},
+    "output_bias": {"o_bias": True},
+    "block_causal": {"block": 2, "count_real": True},
+    "padding_row": {"padding_row": 5},
 }
 
 
@@ -317,6 +323,46 @@ def test_positions_act_through_their_differences():
     with torch.no_grad():
         assert (model(ids) - model(ids, None, torch.arange(7) + start)).abs().max() <= 1e-9
         assert (model(ids) - model(ids, None, torch.arange(7) * 2 + start)).abs().max() > 1e-3
+
+
+def test_block_causal_attention_sees_no_later_block():
+    model, ids = tiny(dtype=torch.float64, block=3), tokens(2, 8)
+    with torch.no_grad():
+        whole = model(ids)
+        for block in range(3):
+            changed = ids.clone()
+            changed[:, 3 * block :] = (changed[:, 3 * block :] + 1) % 37
+            assert torch.equal(model(changed)[:, : 3 * block], whole[:, : 3 * block])
+            within = (whole - model(changed))[:, 3 * block : 3 * block + 3].abs().amax(-1)
+            assert bool((within > 1e-6).all())
+        given = tiny(dtype=torch.float64)(ids, block=(torch.arange(8) // 3).expand(2, 8))
+    assert torch.equal(given, whole)
+
+
+def test_blocks_are_counted_from_the_first_visible_token():
+    model, ids = tiny(dtype=torch.float64, block=4, count_real=True), tokens(2, 10)
+    padded = torch.cat([torch.full((2, 3), 5), ids], 1)
+    attend = torch.arange(13).expand(2, 13) >= 3
+    with torch.no_grad():
+        alone, behind = model(ids), model(padded, attend)
+    assert bool(behind.isfinite().all())
+    assert (alone - behind[:, 3:]).abs().max() <= 1e-9
+
+
+def test_a_pad_that_sees_no_key_stays_finite():
+    model, ids = tiny(dtype=torch.float64), tokens(1, 6)
+    attend = torch.tensor([[False, False, True, True, True, True]])
+    block = torch.tensor([[-1, -1, 0, 0, 1, 1]])
+    with torch.no_grad():
+        assert bool(model(ids, attend, block=block).isfinite().all())
+
+
+def test_a_padding_row_gets_no_gradient_as_an_input():
+    ids = torch.tensor([[5, 3, 5, 1]])
+    plain, padded = (gradients(m, m(ids).square().mean()) for m in (tiny(), tiny(padding_row=5)))
+    assert plain["emb.weight"][5].any()
+    assert not padded["emb.weight"][5].any()
+    assert torch.equal(plain["emb.weight"][3], padded["emb.weight"][3])
 
 
 def test_shift_moves_logits_by_one_position():

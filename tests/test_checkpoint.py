@@ -206,22 +206,28 @@ def test_contradicting_mask_ids_are_refused(folder):
 
 CONFIG_ERRORS = {
     "unknown model_type": ({"model_type": "gpt2"}, ["'gpt2'", "LLaDAModelLM", "supported"]),
-    "unknown architecture": ({"architectures": ["LLaDAForMultiModalGeneration"]}, ["LLaDAForMultiModalGeneration"]),
+    "unknown architecture": ({"architectures": ["LLaDAMoE"]}, ["LLaDAMoE", "LLaDAForMultiModalGeneration"]),
     "mask id outside": ({"mask_token_id": 384}, ["mask_token_id", "384", "383"]),
     "negative mask id": ({"mask_token_id": -1}, ["mask_token_id", "-1"]),
     "eos id outside": ({"eos_token_id": 9999}, ["eos_token_id", "9999"]),
     "missing key": ({"rope_theta": ...}, ["rope_theta", "missing"]),
-    "sequential blocks": ({"block_type": "sequential"}, ["block_type", "'sequential'", "'llama'"]),
-    "block groups": ({"block_group_size": 2}, ["block_group_size", "2"]),
+    "unknown blocks": ({"block_type": "parallel"}, ["block_type", "'parallel'", "'llama'", "'sequential'"]),
+    "sequential blocks": ({"block_type": "sequential"}, ["missing", "model.transformer.blocks.0.att_proj.weight"]),
+    "uneven block groups": ({"block_group_size": 2}, ["block_group_size", "2", "n_layers", "3"]),
+    "block groups": ({"block_group_size": 3}, ["missing", "model.transformer.block_groups.0.0.attn_norm.weight"]),
     "activation": ({"activation_type": "swiglu"}, ["activation_type", "'swiglu'", "'silu'"]),
+    "odd swiglu": (
+        {"activation_type": "swiglu", "block_type": "sequential", "mlp_hidden_size": 161},
+        ["mlp_hidden_size", "even"],
+    ),
     "layer norm": ({"layer_norm_type": "default"}, ["layer_norm_type", "'default'"]),
     "no rope": ({"rope": False}, ["rope", "False", "true"]),
     "alibi": ({"alibi": True}, ["alibi"]),
-    "norm bias": ({"bias_for_layer_norm": True}, ["bias_for_layer_norm"]),
-    "implied norm bias": ({"bias_for_layer_norm": None, "include_bias": True}, ["bias_for_layer_norm"]),
+    "norm bias": ({"bias_for_layer_norm": True}, ["missing", "model.transformer.blocks.0.attn_norm.bias"]),
+    "implied norm bias": ({"bias_for_layer_norm": None, "include_bias": True}, ["missing", "attn_norm.bias"]),
     "dropout": ({"residual_dropout": 0.1}, ["residual_dropout", "0.1"]),
     "no affine norm": ({"layer_norm_with_affine": False}, ["layer_norm_with_affine"]),
-    "shared key head": ({"multi_query_attention": True}, ["multi_query_attention"]),
+    "shared key head": ({"multi_query_attention": True}, ["multi_query_attention", "n_kv_heads", "4"]),
     "number as text": ({"d_model": "64"}, ["d_model", "'64'", "integer"]),
     "flag as number": ({"weight_tying": 0}, ["weight_tying", "true or false"]),
     "negative eps": ({"rms_norm_eps": -1e-5}, ["rms_norm_eps"]),
@@ -231,7 +237,7 @@ CONFIG_ERRORS = {
     "other shape": ({"mlp_hidden_size": 128}, ["model.safetensors", "ff_proj.weight", "[160, 64]", "[128, 64]"]),
     "more layers": ({"n_layers": 4}, ["missing", "model.transformer.blocks.3.attn_norm.weight", "and 5 more"]),
     "fewer layers": ({"n_layers": 2}, ["unknown", "model.transformer.blocks.2.attn_norm.weight"]),
-    "tied": ({"weight_tying": True}, ["unknown", "model.transformer.ff_out.weight"]),
+    "tied": ({"weight_tying": True}, ["model.transformer.ff_out.weight", "differ"]),
 }
 
 
@@ -307,8 +313,46 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def test_weights_of_another_kind_are_named(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "consolidated.pth")
+    assert "consolidated.pth" in error_of(folder)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bin_files_load_like_safetensors(folder, shards, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    else:
+        files = [f"pytorch_model-{number:05d}-of-{shards:05d}.bin" for number in range(1, shards + 1)]
+        for number, file in enumerate(files):
+            torch.save(dict(list(tensors.items())[number::shards]), folder / file)
+        places = {name: files[number % shards] for number, name in enumerate(tensors)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    model = load(folder)
+    assert equal(model.backbone.state_dict(), load(DATA / "llada").backbone.state_dict())
+    model.save(folder)
+    assert equal(load_file(folder / "model.safetensors"), tensors)
+    assert {file.name for file in folder.iterdir()} == set(FILES)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
     assert "pytorch_model.bin" in error_of(folder)
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("was-here"),)
+
+
+@pytest.mark.parametrize("content", [{"a": Evil()}, [torch.ones(1)], {"a": 1}])
+def test_bin_files_hold_tensors_only(folder, content, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" in error_of(folder)
+    assert not (folder / "was-here").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])

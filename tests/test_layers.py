@@ -27,6 +27,7 @@ LAYERS = [
         "models",
         "runtime",
         "describe",
+        "messages",
     },
     {"types", "random", "schedules"},
     {"errors"},

@@ -1,5 +1,6 @@
 """The `unmask` command. Every subcommand is a function of its words; heavy imports wait until one is chosen."""
 
+import errno
 import json
 import os
 import sys
@@ -30,6 +31,11 @@ MODEL is a directory in Hugging Face layout, a run directory, a hub id, or built
 """
 
 
+PATH_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS)
+PATH_ERRORS += (errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says about a path that cannot be what the user wants it to be."""
+
+
 def thread_policy() -> None:
     """OpenMP threads wait without spinning: on shared cores spinning ones are many times slower than one thread.
 
@@ -56,23 +62,23 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     try:
         if given[0] not in COMMANDS:
-            raise UserError(f"unknown command {given[0]!r}; commands are {', '.join(COMMANDS)}")
+            raise UserError(f"unknown command {given[0][:40]!r}; commands are {', '.join(COMMANDS)}")
         COMMANDS[given[0]](given[1:])
     except (UserError, RunError) as error:
         if debug:
             raise
         print(f"unmask: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
-        if debug:
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if debug or error.filename is None or error.errno not in PATH_ERRORS:
             raise
         print(f"unmask: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unmask: interrupted", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 0
     return 0
 
 
@@ -89,11 +95,12 @@ def _parser(command: str, description: str) -> "ArgumentParser":
     return ArgumentParser(prog=f"unmask {command}", description=description, exit_on_error=False)
 
 
-def _parse(parser: "ArgumentParser", words: Sequence[str]) -> Any:
-    from unmask.config import guarded
+def _parse(parser: "ArgumentParser", words: Sequence[str], **hints: type) -> Any:
+    """The options; `hints`: the types of those that take a class."""
+    from unmask.config import instantiate, parsed
 
-    options = guarded(parser.parse_args, list(words))
-    return guarded(parser.instantiate, options)
+    names = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
+    return instantiate(parser, parsed(parser, dict.fromkeys(names) | hints, words))
 
 
 def sft(words: list[str]) -> None:
@@ -156,7 +163,7 @@ def sample(words: list[str]) -> None:
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     if "--trace" in words and (words[-1] == "--trace" or words[words.index("--trace") + 1].startswith("--")):
         words.insert(words.index("--trace") + 1, "true")
-    options = _parse(parser, _with_default_sampler(words))
+    options = _parse(parser, _with_default_sampler(words), sampler=Sampler)
     generate(options)
 
 
@@ -198,7 +205,7 @@ def evaluate(words: list[str]) -> None:
     )
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON here instead of to stdout")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
-    options = _parse(parser, _with_default_sampler(words))
+    options = _parse(parser, _with_default_sampler(words), sampler=Sampler)
     evaluate_model(options)
 
 

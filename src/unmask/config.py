@@ -7,17 +7,19 @@ preset (`--method`), the other options of the command line.
 import argparse
 import importlib.resources
 import inspect
-import re
+import math
 import tempfile
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from unmask import advantages, objectives, samplers, schedules, tasks, views  # the members that YAML can name
 from unmask.errors import UserError
+from unmask.messages import Hints, explain, hints_of, short
 from unmask.rl import TrainConfig
 from unmask.run import RunConfig
 from unmask.supervised import SFTConfig
@@ -65,50 +67,67 @@ def parse(kind: type[RunConfig], command: str, words: Sequence[str], description
     if "--help" in words or "-h" in words:
         print(_help(parser, kind))
         raise SystemExit(0)
-    short = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    short.add_argument("--config", action="append", default=[])
-    short.add_argument("--data")
+    for place, word in enumerate(words):
+        if word.endswith(".help"):
+            following = [one for one in words[place + 1 : place + 2] if not one.startswith("-")]
+            parsed(parser, typing.get_type_hints(kind), [word, *following])
+    shorthand = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    shorthand.add_argument("--config", action="append", default=[])
+    shorthand.add_argument("--data")
     if kind is TrainConfig:
-        short.add_argument("--method")
-        short.add_argument("--reward", nargs="+")
+        shorthand.add_argument("--method")
+        shorthand.add_argument("--reward", nargs="+")
     known: Any
-    known, rest = guarded(short.parse_known_args, list(words))
-    files = [preset("runs", name) for name in known.config]
-    for file in files:
-        check_yaml(file)
+    known, rest = _one_line(shorthand.parse_known_args, list(words), typing.get_type_hints(kind))
+    given = {name: preset("runs", name) for name in known.config}
     if getattr(known, "method", None):
-        method = preset("methods", known.method)
-        check_yaml(method)
+        given |= {known.method: preset("methods", known.method)}
+    for name, file in given.items():
+        _check_file(name, file, kind)
+    files = [given[name] for name in known.config]
+    if getattr(known, "method", None):
         with tempfile.TemporaryDirectory() as folder:
             files = [_without_method(file, Path(folder) / f"{n}.yaml") for n, file in enumerate(files)]
-            return _build(parser, kind, [*files, method], rest, known)
+            return _build(parser, kind, [*files, given[known.method]], rest, known)
     return _build(parser, kind, files, rest, known)
+
+
+def _check_file(name: str, file: Path, kind: type[RunConfig]) -> None:
+    """Parses a file by itself, so that a message can name it."""
+    content = read_yaml(file)
+    if "config" in content:
+        raise UserError(f"{name}: key 'config' is not for files: give several with --config A --config B")
+    parser = parser_of(kind, "", "")
+    try:
+        _one_line(lambda it: parser.parse_object(it, _skip_required=True), content, typing.get_type_hints(kind))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _without_method(file: Path, copy: Path) -> Path:
     """A run file without what a method preset decides: options of one method must not leak into another."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file)
     decided = ("method", "likelihood", "objective", "advantage")
     copy.write_text(yaml.safe_dump({name: value for name, value in content.items() if name not in decided}))
     return copy
 
 
 def _build(parser: ArgumentParser, kind: type[RunConfig], files: Sequence[Path], rest: list[str], known: Any) -> Any:
+    hints = typing.get_type_hints(kind)
     expanded = [word for file in files for word in ("--config", str(file))] + rest
     if getattr(known, "reward", None):
         expanded += ["--rewards", yaml.safe_dump(list(known.reward), default_flow_style=True)]
     try:
-        namespace: Any = guarded(parser.parse_args, expanded)
+        namespace = parsed(parser, hints, expanded)
     except UserError as error:
-        if "required" in str(error) and not files:
+        if str(error).endswith("required") and not files:
             raise UserError(f"{error}; start from a preset with --config (`unmask presets` lists them)") from error
         raise
     if known.data is not None:
         has_data = "data" in inspect.signature(_class_of(namespace.task.class_path)).parameters
         words_for = [] if has_data else ["--task", "Prompts"]
-        namespace = guarded(parser.parse_args, [*expanded, *words_for, "--task.data", known.data])
-    objects = guarded(parser.instantiate, namespace)
-    fields = {name: value for name, value in vars(objects).items() if name != "config"}
+        namespace = parsed(parser, hints, [*expanded, *words_for, "--task.data", known.data])
+    fields = {name: value for name, value in vars(instantiate(parser, namespace)).items() if name != "config"}
     return kind(**fields)
 
 
@@ -116,17 +135,72 @@ def parse_object(kind: type, value: Any, name: str) -> Any:
     """A component from plain data, e.g. a sampler from `{"class_path": ..., "init_args": ...}`."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=kind)
-    return getattr(guarded(parser.instantiate, guarded(parser.parse_object, {name: value})), name)
+    namespace = _one_line(parser.parse_object, {name: value}, {name: kind})
+    _check_values(namespace)
+    return getattr(instantiate(parser, namespace), name)
 
 
-def check_yaml(path: Path) -> None:
-    """Raises UserError where a file is no YAML mapping."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` lines, not {type(content).__name__}")
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UserError(f"{path}{line}: not valid YAML: {short(error.problem, 160)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {short(error, 160)}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path} must hold `key: value` lines, not {short(content)!r}")
+    return content
+
+
+def parsed(parser: ArgumentParser, hints: Hints, words: Sequence[str]) -> Namespace:
+    """The options of a command line; what is wrong with them becomes one line. `hints`: option -> type."""
+    namespace = _one_line(parser.parse_args, list(words), hints)
+    for name, kind in hints.items():
+        options = hints_of(kind) if inspect.isclass(kind) and not inspect.isabstract(kind) else {}
+        if options and not isinstance(namespace.get(name), Namespace):
+            raise UserError(f"{name}: must be a mapping of its options ({', '.join(options)})")
+    _check_values(namespace)
+    return namespace
+
+
+def instantiate(parser: ArgumentParser, namespace: Namespace) -> Namespace:
+    """The components that were parsed.
+
+    Raises:
+        UserError: one of them refuses its options.
+    """
+    try:
+        return parser.instantiate(namespace)
+    except ValueError as error:  # of a union all members were tried; ours said why not
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _check_values(value: Any, name: str = "") -> None:
+    """Raises UserError for what no option means: nan, infinity, whole numbers past 64 bits, texts with a NUL."""
+    if isinstance(value, Namespace | dict):
+        for key, item in vars(value).items() if isinstance(value, Namespace) else value.items():
+            inner = "" if key == "init_args" else f".{key}" if name else str(key)
+            _check_values(item, name + inner)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_values(item, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: must be a finite number, not {value}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{name}: is too large for a whole number of 64 bits")
+    elif isinstance(value, str) and "\0" in value:
+        raise UserError(f"{name}: holds a NUL character")
 
 
 def _class_of(path: str) -> type:
@@ -134,26 +208,12 @@ def _class_of(path: str) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def guarded(call, *arguments):
-    """Calls a parser; whatever it does not like becomes one line."""
+def _one_line(call: Callable[..., Any], given: Any, hints: Hints) -> Any:
+    """Calls a parser, which runs none of our code but imports; whatever it does not like becomes one line."""
     try:
-        return call(*arguments)
-    except UserError:
-        raise
-    except (argparse.ArgumentError, TypeError, ValueError, OSError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        raise UserError(one_line(str(error))) from error
-
-
-def one_line(message: str) -> str:
-    """A parser's message without its line breaks and module paths."""
-    text = re.sub(r"\s+", " ", message).strip()
-    text = re.sub(r"unmask\.(?:\w+\.)+(\w+)", r"\1", text)
-    return re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+        return call(given)
+    except (argparse.ArgumentError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(explain(str(error), hints)) from error
 
 
 def _help(parser: ArgumentParser, kind: type) -> str:

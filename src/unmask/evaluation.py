@@ -19,6 +19,9 @@ from unmask.samplers.confidence import LowConfidence
 from unmask.tasks.base import Row, Task
 from unmask.types import Policy
 
+MOST_SAMPLES = 10_000
+"""Answers per row, at most."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -186,8 +189,8 @@ def evaluate(
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
     """
-    if samples < 1 or batch < 1:
-        raise UserError(f"samples and batch must be at least 1, not {samples} and {batch}")
+    if not 1 <= samples <= MOST_SAMPLES or batch < 1:
+        raise UserError(f"samples must be in [1, {MOST_SAMPLES}] and batch at least 1, not {samples} and {batch}")
     if runtime is None:
         runtime = Runtime(Compute(device="cpu" if model.device.type == "cpu" else "auto"))
         runtime.device = model.device

@@ -13,7 +13,7 @@ from rich.console import Console
 from unmask.config import parse_object
 from unmask.describe import describe
 from unmask.errors import UserError
-from unmask.evaluation import evaluate
+from unmask.evaluation import MOST_SAMPLES, evaluate
 from unmask.models import Model, load
 from unmask.models.checkpoint import metadata_of
 from unmask.progress import Progress
@@ -22,6 +22,7 @@ from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
 from unmask.samplers import LowConfidence, Sampler
 from unmask.tasks import Task, by_name
+from unmask.tasks.base import LONGEST
 
 DEFAULT_LENGTH = 256
 
@@ -56,13 +57,13 @@ def _load(options: Namespace) -> tuple[Model, Runtime]:
 def generate(options: Namespace) -> None:
     """`unmask sample`: answers to stdout, one per line; the trace goes to stderr."""
     model, runtime = _load(options)
-    if options.samples < 1:
-        raise UserError(f"--samples must be at least 1, not {options.samples}")
+    if not 1 <= options.samples <= MOST_SAMPLES:
+        raise UserError(f"--samples must be in [1, {MOST_SAMPLES}], not {options.samples}")
     slots = options.answer_length
     if slots is None:
         slots = model.metadata.get("answer_length", DEFAULT_LENGTH)
-    if slots < 1:
-        raise UserError(f"--answer_length must be at least 1, not {slots}")
+    if not 1 <= slots <= LONGEST:
+        raise UserError(f"--answer_length must be in [1, {LONGEST}], not {slots}")
     sampler = _sampler(options, model, slots)
     if options.samples > 1 and sampler.temperature == 0:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")

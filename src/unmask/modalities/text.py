@@ -22,14 +22,23 @@ class Text(Modality):
         tokenizer: a transformers tokenizer with a chat template.
         vocabulary: rows of the head.
         mask_id, pad_id: global ids.
-        end_ids: ids that end an answer (`<|eot_id|>`, eos).
+        end_ids: ids that end an answer (eos, `<|eot_id|>` or `<|im_end|>`); the last one closes given answers.
+        texts: ids from here on are no text (image codes) and banned, even if the tokenizer has them; None is all text.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, mask_id: int, pad_id: int, end_ids: Sequence[int]):
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocabulary: int,
+        mask_id: int,
+        pad_id: int,
+        end_ids: Sequence[int],
+        texts: int | None = None,
+    ):
         self.tokenizer, self.mask_id, self.pad_id = tokenizer, mask_id, pad_id
         self.vocab = (0, vocabulary)
-        self.end_ids = torch.tensor(sorted(set(end_ids)))
-        self.banned = torch.arange(vocabulary) >= len(tokenizer)
+        self.end_ids, self.closing = torch.tensor(sorted(set(end_ids))), end_ids[-1]
+        self.banned = torch.arange(vocabulary) >= min(len(tokenizer), vocabulary if texts is None else texts)
         self.banned[mask_id] = True
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -65,22 +74,17 @@ class Text(Modality):
         return Canvas(ids, slot, seen, blank=blank)
 
     def encode_answers(self, completions, slots):
-        """Each answer is closed with the end token and filled up with eos; slots behind the end are not counted."""
-        end, fill = self._closing()
-        x = torch.full((len(completions), slots), fill)
+        """Each answer is closed with the end token and filled up with pads; slots behind the end are not counted."""
+        x = torch.full((len(completions), slots), self.pad_id)
         filled = torch.zeros_like(x, dtype=torch.bool)
         for row, completion in enumerate(completions):
             tokens = self._tokenize(completion)
             if len(tokens) > slots:
                 raise UserError(f"answer of {len(tokens)} tokens does not fit {slots} slots: {completion[:60]!r}")
-            tokens = [*tokens, end][:slots]
+            tokens = [*tokens, self.closing][:slots]
             x[row, : len(tokens)] = torch.tensor(tokens, dtype=x.dtype)
             filled[row, : len(tokens)] = True
         return x, filled
-
-    def _closing(self) -> tuple[int, int]:
-        eot = self.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-        return (eot if eot in self.end_ids.tolist() else self.pad_id), self.pad_id
 
     def valid(self, x: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
         """True up to and including the first end token."""

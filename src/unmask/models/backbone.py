@@ -1,7 +1,8 @@
-"""One bidirectional transformer for every family of masked language models, under neutral names.
+"""One transformer for every family of masked language models, under neutral names.
 
-Pre-norm blocks, rotary positions, gated SiLU MLP, no causal mask. A family (`families.py`) says by which configuration
-and under which tensor names. Shape letters: `b` rows, `l` positions, `n` asked rows, `k` head rows, `d` width.
+Pre-norm blocks, rotary positions, gated MLP; attention is full, or full inside blocks and causal between them. A family
+(`families.py`) says by which configuration and under which tensor names. Shape letters: `b` rows, `l` positions, `n`
+asked rows, `k` head rows, `d` width.
 """
 
 from dataclasses import dataclass
@@ -28,16 +29,23 @@ class BackboneConfig:
         heads, kv_heads: query heads, key and value heads; the first is a multiple of the second.
         head_dim: width of a head, even.
         ffn: width of each MLP projection.
+        activation, gated: the MLP is down(activation(gate x) * up x), or down(activation(up x)) without a gate.
         eps: of the RMS norms.
         theta: base of the rotary frequencies.
         qkv_bias: query, key and value projections have a bias.
+        o_bias: the output projection of the attention has a bias.
         bias: every projection and the head have a bias.
+        norm_bias: the norms have a bias.
         qk_norm: RMS norm of queries and keys before the rotation: over each head, or over the full projection.
         rope_fp32: rotate in float32; otherwise cos and sin are rounded to the activations' dtype.
         tie: the head is the embedding matrix.
         scale_logits: logits are multiplied by dim ** -0.5.
         emb_scale: embeddings are multiplied by dim ** 0.5.
         shift: the output at position i - 1 predicts token i (Dream); position 0 uses its own output.
+        count_real: positions count the visible tokens of a row only, and hidden ones sit at 1 (Dream, SDAR).
+        block: positions per block of block-causal attention (SDAR): a token sees its own block and those before; 0 is
+            full attention.
+        padding_row: this row of the embedding gets no gradient as an input, like the original's `padding_idx`.
     """
 
     vocab: int
@@ -49,14 +57,21 @@ class BackboneConfig:
     ffn: int
     eps: float
     theta: float
+    activation: Literal["silu", "gelu", "relu"] = "silu"
+    gated: bool = True
     qkv_bias: bool = False
+    o_bias: bool = False
     bias: bool = False
+    norm_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
     rope_fp32: bool = True
     tie: bool = False
     scale_logits: bool = False
     emb_scale: bool = False
     shift: bool = False
+    count_real: bool = False
+    block: int = 0
+    padding_row: int | None = None
 
 
 class Backbone(nn.Module):
@@ -72,9 +87,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False
-        self.emb = nn.Embedding(config.vocab, config.dim)
+        self.emb = nn.Embedding(config.vocab, config.dim, padding_idx=config.padding_row)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.dim, config.eps)
+        self.norm = RMSNorm(config.dim, config.eps, config.norm_bias)
         if not config.tie:
             self.head = nn.Linear(config.dim, config.vocab, bias=config.bias)
 
@@ -92,6 +107,7 @@ class Backbone(nn.Module):
         attend: Bool[Tensor, "b l"] | None = None,
         positions: Int[Tensor, "b l"] | None = None,
         *,
+        block: Int[Tensor, "b l"] | None = None,
         rows: Int[Tensor, "n"] | None = None,
         vocab: tuple[int, int] | None = None,
         targets: Int[Tensor, "n"] | None = None,
@@ -105,7 +121,8 @@ class Backbone(nn.Module):
         Args:
             ids: tokens.
             attend: False hides a position from every query; None hides nothing and allows the fastest kernels.
-            positions: of the rotation; None is 0 .. l - 1.
+            positions: of the rotation; None is 0 .. l - 1, or counts the visible tokens if the config says so.
+            block: block of each position: a token sees the blocks up to its own. None is the config's rule.
             rows: indices into the flattened b * l positions whose tokens are asked for; None asks for all. The last
                 block's output projection and MLP, and the head, run for these only.
             vocab: rows (start, stop) of the head that take part; None is all.
@@ -119,20 +136,24 @@ class Backbone(nn.Module):
             the forward and in the backward pass. Float32, or float64 if the model is.
         """
         config = self.config
-        cos, sin = self._rotation(ids, positions)
-        mask = None if attend is None else attend[:, None, None, :]
+        if positions is None:
+            positions = self._positions(ids, attend)
+        cos, sin = self._rotation(positions)
+        if block is None and config.block:
+            block = positions // config.block
+        mask = _mask(attend, block)
         x = self.emb(ids)
         if config.emb_scale:
             x = x * config.dim**0.5
         source = rows if rows is None or not config.shift else rows - (rows % ids.shape[1] != 0).to(rows.dtype)
         recompute = self.checkpointing and torch.is_grad_enabled()
         last = config.layers - 1
-        for index, block in enumerate(self.blocks):
+        for index, layer in enumerate(self.blocks):
             wanted = source if index == last else None
             if recompute:
-                x = checkpoint(block, x, cos, sin, mask, wanted, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, mask, wanted, use_reentrant=False)
             else:
-                x = block(x, cos, sin, mask, wanted)
+                x = layer(x, cos, sin, mask, wanted)
         x = self.norm(x)
         if rows is None and config.shift:
             x = torch.cat([x[:, :1], x[:, :-1]], 1)
@@ -147,19 +168,25 @@ class Backbone(nn.Module):
         return logits if banned is None else logits.masked_fill(banned, -torch.inf)
 
     def logits(self, ids: Int[Tensor, "b l"], attend: Tensor | None = None) -> Float[Tensor, "b l V"]:
-        """Logits of every token at every position; `attend` [b l] (bool or 0 / 1) hides pads."""
+        """Logits of every token at every position, aligned: those at i are about token i, whatever the family.
+
+        `attend` [b l] (bool or 0 / 1) hides pads from every query; None shows them, as code that ignores padding does.
+        """
         return self(ids, None if attend is None else attend.bool())
 
-    def _rotation(self, ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _positions(self, ids: Tensor, attend: Tensor | None) -> Int[Tensor, "_ l"]:
+        if attend is None or not self.config.count_real:
+            return torch.arange(ids.shape[1], device=ids.device)[None]
+        return (attend.cumsum(1) - 1).masked_fill(~attend, 1)
+
+    def _rotation(self, positions: Int[Tensor, "_ l"]) -> tuple[Tensor, Tensor]:
         """cos and signed sin of the rotary angles, [b or 1, l, 1, head_dim].
 
         They come from the config at run time: a buffer would be lost on the meta device. The two halves of a head are
         rotated against each other; with the first half of sin negated that is `x * cos + roll(x, head_dim / 2) * sin`.
         """
         config, full = self.config, torch.promote_types(self.dtype, torch.float32)
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        exponent = torch.arange(0, config.head_dim, 2, device=ids.device).to(full) / config.head_dim
+        exponent = torch.arange(0, config.head_dim, 2, device=positions.device).to(full) / config.head_dim
         angle = positions[..., None, None].to(full) * (1.0 / config.theta**exponent)
         cos, sin = angle.cos(), angle.sin()
         dtype = full if config.rope_fp32 else _compute_dtype(self.emb.weight)
@@ -178,20 +205,22 @@ class Block(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.head_dim, self.grouped = config.head_dim, config.heads // config.kv_heads
-        self.qk_norm = config.qk_norm
+        self.head_dim, self.grouped, self.gated = config.head_dim, config.heads // config.kv_heads, config.gated
+        self.qk_norm, self.activation = config.qk_norm, _ACTIVATIONS[config.activation]
         query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
         qkv_bias = config.qkv_bias or config.bias
-        self.attn_norm = RMSNorm(config.dim, config.eps)
+        self.attn_norm = RMSNorm(config.dim, config.eps, config.norm_bias)
         self.q = nn.Linear(config.dim, query, bias=qkv_bias)
         self.k = nn.Linear(config.dim, key, bias=qkv_bias)
         self.v = nn.Linear(config.dim, key, bias=qkv_bias)
-        self.o = nn.Linear(query, config.dim, bias=config.bias)
+        self.o = nn.Linear(query, config.dim, bias=config.o_bias or config.bias)
         if config.qk_norm != "none":
-            self.q_norm = RMSNorm(config.head_dim if config.qk_norm == "head" else query, config.eps)
-            self.k_norm = RMSNorm(config.head_dim if config.qk_norm == "head" else key, config.eps)
-        self.mlp_norm = RMSNorm(config.dim, config.eps)
-        self.gate = nn.Linear(config.dim, config.ffn, bias=config.bias)
+            per_head = config.qk_norm == "head"
+            self.q_norm = RMSNorm(config.head_dim if per_head else query, config.eps, config.norm_bias)
+            self.k_norm = RMSNorm(config.head_dim if per_head else key, config.eps, config.norm_bias)
+        self.mlp_norm = RMSNorm(config.dim, config.eps, config.norm_bias)
+        if config.gated:
+            self.gate = nn.Linear(config.dim, config.ffn, bias=config.bias)
         self.up = nn.Linear(config.dim, config.ffn, bias=config.bias)
         self.down = nn.Linear(config.ffn, config.dim, bias=config.bias)
 
@@ -200,7 +229,7 @@ class Block(nn.Module):
         x: Float[Tensor, "b l d"],
         cos: Float[Tensor, "_ l 1 h"],
         sin: Float[Tensor, "_ l 1 h"],
-        mask: Bool[Tensor, "b 1 1 l"] | None,
+        mask: Bool[Tensor, "_ 1 _ l"] | None,
         rows: Int[Tensor, "n"] | None = None,
     ) -> Float[Tensor, "..."]:
         """Hidden states [b l d], or [n d] of the flattened positions `rows` only."""
@@ -209,7 +238,9 @@ class Block(nn.Module):
             attended, x = attended.flatten(0, 1).index_select(0, rows), x.flatten(0, 1).index_select(0, rows)
         x = x + self.o(attended)
         h = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        if self.gated:
+            return x + self.down(self.activation(self.gate(h)) * self.up(h))
+        return x + self.down(self.activation(self.up(h)))
 
     def _attention(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = self.q(h), self.k(h), self.v(h)
@@ -229,15 +260,31 @@ class Block(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight: statistics in float32 at least, rounded to the input's dtype before the weight."""
+    """x / rms(x) * weight (+ bias): statistics in float32 at least, rounded to the input's dtype before the weight."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
+        y = self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
+        return y if self.bias is None else y + self.bias
+
+
+_ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+
+
+def _mask(attend: Bool[Tensor, "b l"] | None, block: Int[Tensor, "_ l"] | None) -> Bool[Tensor, "_ 1 _ l"] | None:
+    """Which keys a query sees; None is all. No row is empty: a pad before the first block would have no number."""
+    if block is None:
+        return None if attend is None else attend[:, None, None, :]
+    mask = block[:, None, :, None] >= block[:, None, None, :]
+    if attend is None:
+        return mask
+    itself = torch.eye(attend.shape[1], dtype=torch.bool, device=attend.device)
+    return (mask & attend[:, None, None, :]) | itself
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,15 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.modalities.text import Text
 from unmask.models.backbone import Backbone
-from unmask.models.families import Family, Settings, SpecialIds, family_of, special_ids
+from unmask.models.families import Family, family_of, unfused
+from unmask.models.image_files import load_image_tokenizer
+from unmask.models.image_tokenizer import ImageTokenizer
+from unmask.models.location import COMPANIONS, CONFIG, IMAGE_TOKENIZER, METADATA, is_local, locate
 from unmask.models.policy import BackbonePolicy
+from unmask.models.settings import Settings
+from unmask.models.special import ImageIds, SpecialIds, image_ids, special_ids
 from unmask.models.weights import (
+    BIN_INDEX,
     INDEX,
     dtype_name,
     first_few,
@@ -29,13 +34,6 @@ from unmask.models.weights import (
     write_weights,
 )
 from unmask.rewards.base import Reward
-
-CONFIG, METADATA = "config.json", "unmask.json"
-COMPANIONS = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "*.py"),
-)
-"""Files that belong to a checkpoint beside its weights and configuration: copied byte for byte."""
 
 
 @dataclass
@@ -53,6 +51,8 @@ class Model:
         source: the folder it was read from; None if it was never stored.
         stored: dtype of each tensor in the source, by official name; what `save` writes unless told otherwise.
         metadata: content of `unmask.json`, our own notes, read and written with the checkpoint.
+        images: where image codes sit in the vocabulary; None for a text model.
+        image_folder: with the image tokenizer's files; None where there is none.
     """
 
     backbone: Backbone
@@ -64,6 +64,8 @@ class Model:
     source: Path | None
     stored: dict[str, torch.dtype]
     metadata: dict[str, Any] = field(default_factory=dict)
+    images: ImageIds | None = None
+    image_folder: Path | None = None
 
     @property
     def vocab(self) -> int:
@@ -82,7 +84,32 @@ class Model:
     def modality(self) -> Text:
         """How prompts and answers of this model are encoded."""
         ends = [one for one in (self.ids.eos, self.ids.end_of_turn) if one is not None]
-        return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, ends)
+        texts = self.images.offset if self.images is not None else self.vocab
+        return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, ends, texts)
+
+    @cached_property
+    def image_tokenizer(self) -> ImageTokenizer | None:
+        """Pictures to codes and back, in float32 on the model's device, read when first asked for; None without one.
+
+        Raises:
+            UserError: files that are broken; a codebook of another size than the model's.
+        """
+        if self.image_folder is None:
+            return None
+        tokenizer = load_image_tokenizer(self.image_folder).to(self.device)
+        if self.images is not None and tokenizer.codes != self.images.codes:
+            raise UserError(
+                f"{self.image_folder} has {tokenizer.codes} codes, but the model has {self.images.codes}: "
+                "take the image tokenizer that belongs to it"
+            )
+        return tokenizer
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Official name -> tensors of the backbone, for every tensor of the checkpoint's files."""
+        shape = self.backbone.config
+        every = self.family.names(shape, self.config) | self.family.spare(shape)
+        return {theirs: unfused(ours) for theirs, ours in every.items() if theirs in self.stored}
 
     def policy(
         self,
@@ -129,10 +156,9 @@ class Model:
             raise UserError(f"{out} is a file: name a folder to save the model in")
         if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
             raise UserError(f"{out} is a folder that holds something else than a model: name another one")
-        names = self.family.names(self.backbone.config)
+        names = self.names
         tensors = self.backbone.state_dict() if state is None else state
-        if tensors.keys() != set(names.values()):
-            odd = tensors.keys() ^ set(names.values())
+        if odd := tensors.keys() ^ {one for ours in names.values() for one in ours}:
             raise ValueError(f"the state to save is not that of a plain backbone: {first_few(odd)}")
         asked = None if dtype is None else parse_dtype(dtype)
         dtypes = dict.fromkeys(names, asked) if asked is not None else self.stored
@@ -144,13 +170,16 @@ class Model:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            write_weights(partial, {theirs: tensors[ours] for theirs, ours in names.items()}, dtypes)
+            write_weights(partial, names, tensors, dtypes)
             for name, content in self.files.items():
                 (partial / name).write_bytes(content)
             if CONFIG not in self.files or config != read_json(partial / CONFIG):
                 write_json(partial / CONFIG, config)
-            if self.metadata:
-                write_json(partial / METADATA, self.metadata)
+            notes = self.metadata if self.images is None else self.metadata | {"image_offset": self.images.offset}
+            if notes:
+                write_json(partial / METADATA, notes)
+            if self.image_folder is not None:
+                shutil.copytree(self.image_folder, partial / IMAGE_TOKENIZER)
             _replace(out, partial)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -162,15 +191,19 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    image_tokenizer: str | os.PathLike[str] | None = None,
+    image_offset: int | None = None,
 ) -> Model:
     """Reads a checkpoint.
 
     Args:
         source: folder in Hugging Face layout, run directory (its `model/` is read), `builtin:NAME`, or hub id. What
             looks like a local path never goes to the hub.
-        device: of the weights.
+        device: of the weights; "meta" reads everything but them.
         dtype: of the weights, e.g. "float32"; None is the one they are stored in.
         revision: branch, tag or commit of a hub id.
+        image_tokenizer: its folder; None is `image_tokenizer/` beside the weights, if it is there.
+        image_offset: id of image code 0, where the tokenizer has grown since the model was trained; None derives it.
 
     Returns:
         The model in eval mode (nothing in it depends on the mode), parameters trainable.
@@ -179,7 +212,7 @@ def load(
         UserError: in one line, what is missing, unknown, contradictory or broken, and in which file.
     """
     wanted = None if dtype is None else parse_dtype(dtype)
-    folder = _locate(source, revision)
+    folder = locate(source, revision)
     config = read_json(folder / CONFIG)
     family = family_of(config, str(folder / CONFIG))
     shape = family.read(Settings(config, str(folder / CONFIG)))
@@ -189,14 +222,28 @@ def load(
     generation = folder / "generation_config.json"
     generated = read_json(generation) if generation.is_file() else {}
     ids = special_ids(config, generated, tokenizer, shape.vocab, str(folder))
+    metadata = read_json(folder / METADATA) if (folder / METADATA).is_file() else {}
+    images = None
+    if family.codes:
+        codes = config.get("codebook_size", family.codes)
+        images = image_ids(family.roles, codes, tokenizer, shape.vocab, str(folder), image_offset)
+        if metadata.get("image_offset", images.offset) != images.offset:
+            raise UserError(
+                f"{folder}: image codes start at {images.offset} by the tokenizer, but at {metadata['image_offset']} "
+                f"by {METADATA}: restore the tokenizer that the model was saved with"
+            )
 
     with torch.device("meta"):
         backbone = Backbone(shape)
-    names = family.names(shape)
-    shapes = {theirs: tuple(backbone.get_parameter(ours).shape) for theirs, ours in names.items()}
-    state, stored = read_weights(folder, names, shapes, torch.device(device), wanted)
+    names = {theirs: unfused(ours) for theirs, ours in family.names(shape, config).items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
+    state, stored = read_weights(
+        folder, names, family.spare(shape), shapes, torch.device(device), wanted, family.stale_head
+    )
     backbone.load_state_dict(state, assign=True)
-    notes = folder / METADATA
+    beside = folder / IMAGE_TOKENIZER if image_tokenizer is None else Path(image_tokenizer).expanduser()
+    if image_tokenizer is not None and not beside.is_dir():
+        raise UserError(f"{beside} is not there: name the folder of an image tokenizer")
     return Model(
         backbone=backbone.eval(),
         tokenizer=tokenizer,
@@ -206,79 +253,33 @@ def load(
         files={file.name: file.read_bytes() for pattern in (CONFIG, *COMPANIONS) for file in folder.glob(pattern)},
         source=folder,
         stored=stored,
-        metadata=read_json(notes) if notes.is_file() else {},
+        metadata=metadata,
+        images=images,
+        image_folder=beside if beside.is_dir() else None,
     )
 
 
 def metadata_of(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Content of `unmask.json` of a local or built-in model, without loading it; empty where there is none."""
-    if not _is_local(str(source)):
+    if not is_local(str(source)):
         return {}
-    notes = _locate(source, None) / METADATA
+    notes = locate(source, None) / METADATA
     return read_json(notes) if notes.is_file() else {}
-
-
-# ------------------------------------------------------------------------------------------------------- where it is
-
-
-def _is_local(source: str) -> bool:
-    return (
-        source.startswith(("builtin:", os.sep, ".", "~"))
-        or source.endswith(os.sep)
-        or source.count("/") > 1  # hub ids are NAME or OWNER/NAME
-        or Path(source).exists()
-    )
-
-
-def _locate(source: str | os.PathLike[str], revision: str | None) -> Path:
-    name = os.fspath(source)
-    if isinstance(source, os.PathLike) or _is_local(name):
-        if revision is not None:
-            raise UserError(f"revision {revision!r} is of a hub id, and {name} is none: leave it out")
-        folder = _builtin(name.removeprefix("builtin:")) if name.startswith("builtin:") else Path(name).expanduser()
-    else:
-        folder = _from_hub(name, revision)
-    if not folder.is_dir():
-        raise UserError(f"{name} is {'a file' if folder.exists() else 'not there'}: name the folder of a model")
-    if (folder / CONFIG).is_file():
-        return folder
-    if (folder / "model" / CONFIG).is_file():
-        return folder / "model"
-    raise UserError(f"{folder} holds neither a model (no {CONFIG}) nor a run with a finished one (no model/{CONFIG})")
-
-
-def _builtin(name: str) -> Path:
-    assets = resources.files("unmask").joinpath("assets")
-    known = sorted(entry.name for entry in assets.iterdir() if entry.is_dir()) if assets.is_dir() else []
-    if name not in known:
-        there = ", ".join(f"builtin:{one}" for one in known) or "none"
-        raise UserError(f"builtin:{name} does not exist; there are: {there}")
-    return Path(str(assets.joinpath(name)))
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = [CONFIG, "*.safetensors", INDEX, METADATA, *COMPANIONS]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        at = "" if revision is None else f" at revision {revision}"
-        raise UserError(f"{name}{at} is no folder here and could not be had from the hub: {reason}") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- read
 
 
 def _read_tokenizer(folder: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast
+    """From `tokenizer.json`; Dream has only the vocabulary and merges of Qwen2's tokenizer, whose class is Python."""
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    file, vocabulary = folder / "tokenizer.json", folder / "vocab.json"
+    if not file.is_file() and not (vocabulary.is_file() and (folder / "merges.txt").is_file()):
         raise UserError(f"{file} is missing: copy the tokenizer files of the original checkpoint there")
+    file, kind = (file, PreTrainedTokenizerFast) if file.is_file() else (vocabulary, Qwen2Tokenizer)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return kind.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{file} cannot be read as a fast tokenizer: {error}") from error
 
@@ -294,7 +295,7 @@ def _replace(out: Path, partial: Path) -> None:
     old = out.with_name(f".{out.name}.replaced-{os.getpid()}")
     out.rename(old)
     partial.rename(out)
-    ours = (CONFIG, METADATA, INDEX, "*.safetensors", *COMPANIONS)
+    ours = (CONFIG, METADATA, INDEX, BIN_INDEX, "*.safetensors", "pytorch_model*.bin", *COMPANIONS)
     for file in old.iterdir():
         if not any(file.match(pattern) for pattern in ours):
             with suppress(OSError):

@@ -49,6 +49,7 @@ class BackbonePolicy(Policy):
                 ids,
                 canvas.attend,
                 canvas.positions,
+                block=canvas.block,
                 rows=rows,
                 vocab=self.vocab,
                 targets=target,

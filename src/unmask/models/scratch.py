@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from unmask.errors import UserError
 from unmask.models.backbone import Backbone
 from unmask.models.checkpoint import Model
-from unmask.models.families import LLADA, Settings, special_ids
+from unmask.models.families import LLADA
+from unmask.models.settings import Settings
+from unmask.models.special import special_ids
 from unmask.models.weights import parse_dtype, read_json, write_json
 
 BOS, EOS, MASK, END_OF_TURN = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>"

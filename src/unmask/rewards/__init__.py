@@ -2,6 +2,7 @@
 
 from unmask.errors import UserError
 from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
+from unmask.rewards.code import Code
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
 from unmask.rewards.user import UserReward, UserRewardError
@@ -10,6 +11,7 @@ __all__ = [
     "NAMES",
     "AdditionWorked",
     "Boxed",
+    "Code",
     "CountdownSolved",
     "ExactAnswer",
     "Format",
@@ -31,7 +33,7 @@ __all__ = [
 
 NAMES: dict[str, type[Reward]] = {
     reward.name: reward
-    for reward in (Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked)
+    for reward in (Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code)
 }
 
 

@@ -3,14 +3,31 @@
 from unmask.errors import UserError
 from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import Row, Task, World
+from unmask.tasks.code import MBPP, AceCode, HumanEval
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.prompts import Prompts
 from unmask.tasks.sudoku import Sudoku
 
-__all__ = ["GSM8K", "NAMES", "Arithmetic", "Countdown", "Prompts", "Row", "Sudoku", "Task", "World", "by_name"]
+__all__ = [
+    "GSM8K",
+    "MBPP",
+    "NAMES",
+    "AceCode",
+    "Arithmetic",
+    "Countdown",
+    "HumanEval",
+    "Prompts",
+    "Row",
+    "Sudoku",
+    "Task",
+    "World",
+    "by_name",
+]
 
-NAMES: dict[str, type[Task]] = {task.name: task for task in (Sudoku, Countdown, Arithmetic, GSM8K, Prompts)}
+NAMES: dict[str, type[Task]] = {
+    task.name: task for task in (Sudoku, Countdown, Arithmetic, GSM8K, Prompts, MBPP, HumanEval, AceCode)
+}
 
 
 def by_name(name: str) -> type[Task]:

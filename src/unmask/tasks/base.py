@@ -13,6 +13,10 @@ from unmask.rewards.base import Reward, Weighted
 Row = dict[str, Any]
 ENDLESS = 2**20
 """Nominal length of a generated training set: rows are made when they are asked for."""
+LONGEST = 2**20
+"""Answer slots, at most; more is a slip of the finger that would not fit any memory."""
+MOST_ITEMS = 100_000
+"""Rows of a generated validation or test set, at most: they are made one after the other."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Task(ABC):
     def __post_init__(self):
         if self.answer_length < 1:
             raise UserError(f"task {self.name}: answer_length must be at least 1, not {self.answer_length}")
+        if self.answer_length > LONGEST:
+            raise UserError(f"task {self.name}: answer_length must be at most {LONGEST}, not {self.answer_length}")
 
     @abstractmethod
     def rows(self, split: str) -> Sequence[Row]:
@@ -96,6 +102,8 @@ class World(Task, ABC):
         for name in ("validation_items", "test_items"):
             if getattr(self, name) < 1:
                 raise UserError(f"task {self.name}: {name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) > MOST_ITEMS:
+                raise UserError(f"task {self.name}: {name} must be at most {MOST_ITEMS}, not {getattr(self, name)}")
 
     @abstractmethod
     def make(self, split: str, rng: random.Random) -> Row:
