@@ -58,17 +58,15 @@ def run(folder: Path, out: str, *more: str, resume: bool = False, method: str = 
     return train(config, resume)
 
 
-def launch(
-    processes: int, module: Sequence[str], environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess:
+def launch(processes: int, module: Sequence[str], timeout: float = 280) -> subprocess.CompletedProcess:
     """Starts `python -m MODULE ...` in several processes that talk over gloo."""
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         number = port.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-port", str(number), *module]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=variables, check=False)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=variables, check=False)
 
 
 def weights(run_directory: Path) -> dict[str, torch.Tensor]:

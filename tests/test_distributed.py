@@ -96,3 +96,14 @@ def test_when_one_process_dies_the_others_stop_with_a_message(folder):
     assert re.search("rank 0: another process is gone|Signal 15", done.stderr), done.stderr[-3000:]
     assert [row["step"] for row in metrics(folder / "dead")] == [1]
     assert (folder / "dead/checkpoints/step-1/state.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(folder):
+    """The demo's run in float32; a long run forks by rounding, so only its success is compared."""
+    out = folder / "demo"
+    given = ["--config", "demo-sudoku", "--out", str(out), "--compute.precision", "float32"]
+    done = launch(2, ["-m", "unmask", "train", *given], timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    success = [row["eval/success"] for row in metrics(out) if "eval/success" in row]
+    assert success[-1] >= 0.75, success

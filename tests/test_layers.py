@@ -15,7 +15,8 @@ LAYERS = [
     {"config"},
     {"rl", "supervised"},
     {"run"},
-    {"evaluation", "progress", "run_directory", "report"},
+    {"evaluation", "progress", "learner", "report"},
+    {"run_directory"},
     {
         "samplers",
         "views",
@@ -27,6 +28,7 @@ LAYERS = [
         "models",
         "runtime",
         "describe",
+        "guard",
         "messages",
     },
     {"types", "random", "schedules"},
@@ -94,7 +96,7 @@ def test_the_runtime_is_the_only_user_of_accelerate_and_is_used_by_loops_only():
     }
     assert users == {"runtime"}
     assert {home(path) for path in modules() if "runtime" in imports(path)} <= {
-        *("rl", "supervised", "run", "evaluation"),
+        *("rl", "supervised", "run", "learner", "evaluation"),
         *("generate", "doctor", "demo"),
     }
 

@@ -10,6 +10,8 @@ import torch
 from runs import SETTINGS
 from toys import Table
 from unmask.config import SFTConfig, parse
+from unmask.errors import RunError
+from unmask.models.policy import BackbonePolicy
 from unmask.random import Random
 from unmask.supervised import corrupt, ratios, sft
 from unmask.types import View
@@ -92,3 +94,34 @@ def test_the_filling_after_the_answer_is_a_target_only_if_asked(tmp_path):
         run = sft(config(tmp_path, *short, "--train_tail", tail, "--out", str(tmp_path / tail), "--steps", "1"))
         both.append(json.loads(run.directory.metrics.read_text())["train/loss"])
     assert both[0] != both[1]
+
+
+def test_what_does_not_fit_is_halved_and_what_is_no_number_is_skipped(tmp_path, monkeypatch):
+    whole = sft(config(tmp_path, "--out", str(tmp_path / "whole")))
+    call, calls = BackbonePolicy._call, []
+
+    def small(self, canvas, ids, *rest):
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("injected")
+        return call(self, canvas, ids, *rest)
+
+    monkeypatch.setattr(BackbonePolicy, "_call", small)
+    halved = sft(config(tmp_path, "--out", str(tmp_path / "halved"), "--compute.out_of_memory", "halve"))
+    a, b = whole.learner.weights(), halved.learner.weights()
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-9
+    with pytest.raises(RunError, match=r"step 1: out of memory with compute.micro_batch 8; use a smaller one"):
+        sft(config(tmp_path, "--out", str(tmp_path / "stopped")))
+
+    def broken(self, canvas, ids, *rest):
+        calls.append(ids)
+        result = call(self, canvas, ids, *rest)
+        return result * torch.nan if len(calls) == 2 else result
+
+    monkeypatch.setattr(BackbonePolicy, "_call", broken)
+    with pytest.raises(RunError, match=r"step 2: loss or gradient .norm nan. is not finite"):
+        sft(config(tmp_path, "--out", str(tmp_path / "nan")))
+    calls.clear()
+    run = sft(config(tmp_path, "--out", str(tmp_path / "skipped"), "--guard.nonfinite", "skip"))
+    rows = [json.loads(line) for line in run.directory.metrics.read_text().splitlines()]
+    assert [row.get("train/skipped") for row in rows] == [None, 1.0, None]
+    assert all(bool(p.isfinite().all()) for p in run.learner.weights().values())

@@ -190,8 +190,8 @@ def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, complet
         return
     step, rank = run.step + 1, run.runtime.rank
     rows = [
-        {"step": step, "rank": rank, "where": "reward", "reason": reason, "prompt": row["prompt"], "completion": text}
-        for reason, row, text in zip(failures, asked, completions, strict=True)
+        {"step": step, "rank": rank, "where": "reward", "reason": reason, "prompt": row["prompt"], "completion": completion}
+        for reason, row, completion in zip(failures, asked, completions, strict=True)
         if reason is not None
     ]
     if rows:
@@ -323,16 +323,16 @@ def _unsound(run: Run, rollouts: Rollouts, views: Sequence[View], rows: Tensor) 
     with torch.no_grad():
         finite = _all_rows(run, run.learner.frozen, rollouts, views).isfinite().all(0).all(1)
     bad = [i for i in rows.tolist() if not finite[i]]
-    texts = run.modality.decode(rollouts.answer.x[bad].cpu()) if bad else []
+    completions = run.modality.decode(rollouts.answer.x[bad].cpu()) if bad else []
     return [
         {
             "where": "update",
             "prompt_index": int(rollouts.group[i]),
-            "completion": text,
+            "completion": completion,
             "reward": float(rollouts.reward[i]),
             "advantage": float(rollouts.advantage[i]),
         }
-        for i, text in zip(bad, texts, strict=True)
+        for i, completion in zip(bad, completions, strict=True)
     ]
 
 
