@@ -115,5 +115,8 @@ def test_doctor_describes_every_family(family, capsys):
     model = load(DATA / family, device="meta")
     assert model.family.name in text
     assert f"{sum(p.numel() for p in model.backbone.parameters()):,}" in text
-    for word in ("mask", "inference", "LoRA", "AdamW", str(model.ids.mask)):
+    words = ["mask", "inference", "LoRA", "AdamW", str(model.ids.mask)]
+    if model.images is not None:
+        words += ["image answers", f"{model.images.offset} to {model.images.offset + 8191}", *model.images.roles]
+    for word in words:
         assert word in text

@@ -99,6 +99,19 @@ def test_prompts_of_different_length_do_not_see_each_others_padding():
         assert torch.equal(alone.x[0], together.x[row])
 
 
+@torch.no_grad()
+def test_pads_are_seen_only_if_asked():
+    model = unmask.load(DATA / "llada")
+    hidden = model.modality.encode(["What is two plus two?", "Hi"], 4)
+    model.modality.hide_pads = False
+    seen = model.modality.encode(["What is two plus two?", "Hi"], 4)
+    assert torch.equal(seen.ids, hidden.ids)
+    assert seen.attend is None and hidden.attend is not None
+    at, x = torch.tensor([[0, 0], [1, 0]]), torch.full((2, 4), model.vocab)
+    difference = (model.policy(ban=False)(seen, x, at) - model.policy(ban=False)(hidden, x, at)).abs().amax(1)
+    assert difference[0] < 1e-5 < 0.1 < difference[1]
+
+
 def test_banned_ids_are_never_answers_and_end_tokens_can_be():
     model = unmask.load(DATA / "llada")
     canvas = model.modality.encode(["Hi"] * 50, 16)
