@@ -15,7 +15,7 @@ LAYERS = [
     {"config"},
     {"rl", "supervised"},
     {"run"},
-    {"evaluation", "progress", "run_directory", "report"},
+    {"evaluation", "progress", "stored", "run_directory", "report"},
     {
         "samplers",
         "views",

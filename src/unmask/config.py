@@ -128,7 +128,9 @@ def _build(parser: ArgumentParser, kind: type[RunConfig], files: Sequence[Path],
         words_for = [] if has_data else ["--task", "Prompts"]
         namespace = parsed(parser, hints, [*expanded, *words_for, "--task.data", known.data])
     fields = {name: value for name, value in vars(instantiate(parser, namespace)).items() if name != "config"}
-    return kind(**fields)
+    config = kind(**fields)
+    config.sampler.layout(config.task.answer_length)  # refuses blocks that do not fit, before anything is written
+    return config
 
 
 def parse_object(kind: type, value: Any, name: str) -> Any:
