@@ -17,10 +17,9 @@ Record = dict[str, Any]
 
 
 class Partial:
-    """The judged answers of an evaluation that goes on: a JSONL that grows by whole batches.
+    """The judged answers of an evaluation that goes on: the settings, then a line per batch, appended when it is done.
 
-    Its first line holds the settings; an answer is found again by (`index`, `copy`). A batch that was cut off while
-    being written is forgotten.
+    An answer is found again by (`index`, `copy`). A batch that was cut off while being written is forgotten.
 
     Args:
         path: the file; one per process.
@@ -32,9 +31,11 @@ class Partial:
         self.path = path
         rows = read_rows(path) if resume else []
         if rows:
-            require_same(rows[0].get("settings") if isinstance(rows[0], dict) else None, settings, path)
-        self._known = {(row["index"], row["copy"]): row for row in rows[1:]}
-        self._write([{"settings": settings}, *self._known.values()])
+            ours = all(isinstance(row, dict) for row in rows) and all("batch" in row for row in rows[1:])
+            require_same(rows[0].get("settings") if ours else None, settings, path)
+        self._known = {(item["index"], item["copy"]): item for batch in rows[1:] for item in batch["batch"]}
+        lines = [{"settings": settings}, *rows[1:]]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def batch(self, part: Sequence[tuple[int, int]]) -> list[Record]:
         """The records of a batch, if it is whole; else none."""
@@ -43,10 +44,7 @@ class Partial:
     def keep(self, records: Sequence[Record]) -> None:
         """Adds a batch."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in records))
-
-    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            file.write(json.dumps({"batch": records}) + "\n")
 
 
 def finished(out: Path, partial: Path, settings: Mapping[str, Any]) -> bool:
