@@ -10,6 +10,8 @@ from runs import tiny_model, words
 from unmask.cli import COMMANDS, main
 from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
 from unmask.describe import plain
+from unmask.generate import Notes, choose_sampler
+from unmask.samplers import Entropy, TopProb
 
 
 def test_help_names_every_command(capsys):
@@ -148,3 +150,19 @@ def test_a_task_without_a_metric_reports_none(tmp_path):
     own = ["--task", "Prompts", "--task.data", str(prompts), "--task.answer_length", "8"]
     assert main(["train", *words(tmp_path, "run", "--steps", "1"), *own, "--reward", "format"]) == 0
     assert not any("success" in name for name in json.loads((tmp_path / "run/metrics.jsonl").read_text()))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_options_of_the_sampler_change_the_models_own_or_llada_s_for_the_slots_asked_for(first, tmp_path):
+    sampler, llada = ["--sampler.temperature", "0.5"], str(Path(__file__).parent / "data" / "llada")
+    seen = []
+    for model, length in ((str(tiny_model(tmp_path / "model")), 16), (llada, 20), (llada, 64)):
+        words = [*sampler, "--prompt", "1", model] if first else [model, *sampler, "--prompt", "1"]
+        assert main(["sample", *words, "--answer_length", str(length)]) == 0
+        notes = Notes({}, model)
+        seen.append(choose_sampler(sampler, notes, length))
+    assert [(one.steps, one.block, one.temperature) for one in seen] == [(16, 0, 0.5), (20, 0, 0.5), (64, 32, 0.5)]
+    own = Notes({"sampler": {"class_path": "TopProb", "init_args": {"steps": 4}}}, "model")
+    assert choose_sampler(sampler, own, 64) == TopProb(steps=4, temperature=0.5)
+    assert choose_sampler(["--sampler", "Entropy", *sampler], own, 64) == Entropy(temperature=0.5)
+    assert choose_sampler([], own, 64) == TopProb(steps=4)

@@ -34,6 +34,7 @@ FILES: dict[str, str | bytes] = {
     "group.yaml": json.dumps(SETTINGS | {"optimizer": {"lrr": 1}}),
     "listed.yaml": json.dumps(SETTINGS | {"optimizer": [1]}),
     "null.yaml": json.dumps(SETTINGS | {"optimizer": None}),
+    "none.yaml": json.dumps({"evaluation": {"every": None}}),
     "args.yaml": json.dumps(SETTINGS | {"sampler": {"class_path": "TopProb", "init_args": [1]}}),
     "nested.yaml": json.dumps({"config": "demo-sudoku"}),
     "huge.yaml": json.dumps(SETTINGS | {"seed": 2**70}),
@@ -240,6 +241,7 @@ MISTAKES = {
         T --config D/listed.yaml                    | optimizer: must be a mapping of its options (lr
         T --config D/null.yaml                      | optimizer: must be a mapping of its options (lr
         train --config D/args.yaml --out x          | D/args.yaml: sampler: init_args of TopProb must be a mapping
+        T --config D/none.yaml                      | evaluation.every: must not be null
         train --config D/nested.yaml --out x        | D/nested.yaml: key 'config' is not for files
         T --config D/huge.yaml                      | seed: is too large
         train --config D/ünï.yaml --out x           | D/ünï.yaml: unknown key 'schrïtte'

@@ -20,6 +20,7 @@ USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
   unmask train --config PRESET --out DIR    reinforcement learning
   unmask sample MODEL --prompt TEXT         answers of a model
   unmask eval MODEL --task NAME             success on a task, as JSON with every generation
+  unmask eval --task NAME --generations F   stored generations (JSON, JSONL) judged again, without a model
   unmask report RUN                         one page about a run
   unmask compare RUN RUN ... --out DIR      table and plot over several runs
   unmask export RUN OUT                     the final model in its family's official format
@@ -101,12 +102,11 @@ def _parser(command: str, description: str) -> "ArgumentParser":
     return ArgumentParser(prog=f"unmask {command}", description=description, exit_on_error=False)
 
 
-def _parse(parser: "ArgumentParser", words: Sequence[str], **hints: type) -> Any:
-    """The options; `hints`: the types of those that take a class."""
+def _parse(parser: "ArgumentParser", words: Sequence[str]) -> Any:
     from unmask.config import instantiate, parsed
 
     names = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    return instantiate(parser, parsed(parser, dict.fromkeys(names) | hints, words))
+    return instantiate(parser, parsed(parser, dict.fromkeys(names), words))
 
 
 def sft(words: list[str]) -> None:
@@ -169,7 +169,7 @@ def sample(words: list[str]) -> None:
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     _spell_out(words, "--trace")
     words, about_sampler = _without_sampler(words)
-    generate(_parse(parser, words, sampler=Sampler), about_sampler)
+    generate(_parse(parser, words), about_sampler)
 
 
 def _without_sampler(words: list[str]) -> tuple[list[str], list[str]]:
@@ -213,7 +213,7 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     _spell_out(words, "--resume")
     words, about_sampler = _without_sampler(words)
-    evaluate_model(_parse(parser, words, sampler=Sampler), about_sampler)
+    evaluate_model(_parse(parser, words), about_sampler)
 
 
 def report(words: list[str]) -> None:

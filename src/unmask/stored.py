@@ -31,20 +31,28 @@ class Partial:
         self.path = path
         rows = read_rows(path) if resume else []
         if rows:
-            ours = all(isinstance(row, dict) for row in rows) and all("batch" in row for row in rows[1:])
+            ours = isinstance(rows[0], dict) and all(map(_is_batch, rows[1:]))
             require_same(rows[0].get("settings") if ours else None, settings, path)
-        self._known = {(item["index"], item["copy"]): item for batch in rows[1:] for item in batch["batch"]}
+        self._known = {(str(item["index"]), str(item["copy"])): item for batch in rows[1:] for item in batch["batch"]}
         lines = [{"settings": settings}, *rows[1:]]
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def batch(self, part: Sequence[tuple[int, int]]) -> list[Record]:
         """The records of a batch, if it is whole; else none."""
-        return [self._known[key] for key in part] if all(key in self._known for key in part) else []
+        keys = [(str(index), str(copy)) for index, copy in part]
+        return [self._known[key] for key in keys] if all(key in self._known for key in keys) else []
 
     def keep(self, records: Sequence[Record]) -> None:
         """Adds a batch."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"batch": records}) + "\n")
+
+
+def _is_batch(row: Any) -> bool:
+    batch = row.get("batch") if isinstance(row, dict) else None
+    return isinstance(batch, list) and all(
+        isinstance(item, dict) and {"index", "copy"} <= item.keys() for item in batch
+    )
 
 
 def finished(out: Path, partial: Path, settings: Mapping[str, Any]) -> bool:
