@@ -1,8 +1,6 @@
 """The command line as a user meets it: help, presets, mistakes in one line, and every command on a tiny model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,8 @@ from runs import tiny_model, words
 from unmask.cli import COMMANDS, main
 from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
 from unmask.describe import plain
+from unmask.generate import Notes, choose_sampler
+from unmask.samplers import Entropy, TopProb
 
 
 def test_help_names_every_command(capsys):
@@ -120,103 +120,6 @@ def test_export_writes_the_final_model_and_compare_reads_runs(tmp_path, capsys):
     assert "parameters" in capsys.readouterr().out
 
 
-def mistakes(folder: Path) -> list[tuple[list[str], str]]:
-    """Words, and what the message must name."""
-    broken, listed, rows = folder / "broken.yaml", folder / "list.yaml", folder / "rows.jsonl"
-    broken.write_text("steps: [1\n")
-    listed.write_text("- steps\n")
-    rows.write_text('{"prompt": "hi"}\n{"no prompt": 1}\n')
-    reward = folder / "reward.py"
-    reward.write_text("def fine(completions, **columns):\n    return [0.0 for _ in completions]\n")
-    train = ["train", *words(folder, "run")]
-    model = str(folder / "model")
-    return [
-        (["fly"], "fly"),
-        (["train"], "--config"),
-        (["train", "--config", "no-such"], "no-such"),
-        (["train", "--config", str(broken), "--out", "x"], "broken.yaml"),
-        (["train", "--config", str(listed), "--out", "x"], "list.yaml"),
-        ([*train, "--method", "no-such"], "no-such"),
-        ([*train, "--no_such_option", "1"], "no_such_option"),
-        ([*train, "--steps", "many"], "steps"),
-        ([*train, "--steps", "0"], "steps"),
-        ([*train, "--answers", "1"], "answers"),
-        ([*train, "--prompts", "4", "--updates_per_epoch", "3"], "prompts"),
-        ([*train, "--sampler", "NoSuch"], "sampler"),
-        ([*train, "--sampler.no_such", "1"], "no_such"),
-        ([*train, "--sampler.temperature", "-1"], "temperature"),
-        ([*train, "--likelihood.levels", "Ramp", "--likelihood.levels.gamma", "2"], "gamma"),
-        ([*train, "--objective.epsilon", "-1"], "epsilon"),
-        ([*train, "--optimizer.lr", "0"], "lr"),
-        ([*train, "--compute.device", "tpu"], "device"),
-        ([*train, "--model", str(folder / "missing")], "missing"),
-        ([*train, "--model", "builtin:no-such"], "no-such"),
-        ([*train, "--reward", "no-such"], "no-such"),
-        ([*train, "--reward", f"{reward}:missing"], "missing"),
-        ([*train, "--reward", f"{folder / 'none.py'}:fine"], "none.py"),
-        ([*train, "--data", str(folder / "missing.jsonl")], "missing.jsonl"),
-        ([*train, "--data", str(rows)], "rows.jsonl"),
-        ([*train, "--task", "NoSuch"], "task"),
-        ([*train, "--evaluation.stop_at", "0.5"], "every"),
-        ([*train, "--adapter.rank", "0"], "rank"),
-        ([*train, "--adapter.targets", "[nothing]"], "nothing"),
-        ([*train, "--out", str(rows)], "rows.jsonl"),
-        (["sft", "--config", "sudoku-sft-right", "--out", str(folder / "s"), "--model", model], "scratch"),
-        (["sft", "--config", "sudoku-sft", "--out", str(folder / "s"), "--batch", "0"], "batch"),
-        (["sample", str(folder / "missing"), "--prompt", "1"], "missing"),
-        (["sample", model], "prompt"),
-        (["sample", model, "--prompt", "hello"], "hello"),
-        (["sample", model, "--prompt", "1", "--samples", "2"], "temperature"),
-        (["eval", model, "--task", "no-such"], "no-such"),
-        (["eval", model, "--task", "sudoku", "--split", "holiday"], "holiday"),
-        (["eval", model, "--task", "sudoku", "--data", "f.jsonl"], "sudoku"),
-        (["eval", model, "--task", "sudoku", "--parser", "d1"], "d1"),
-        (["eval", model, "--task", "sudoku", "--items", "0"], "items"),
-        ([*train, "--seed", "-1"], "seed"),
-        ([*train, "--trackers", "[no-such]"], "no-such"),
-        ([*train, "--optimizer.betas", "[2,3]"], "betas"),
-        ([*train, "--out", str(rows / "below")], "rows.jsonl"),
-        (["eval", model, "--task", "sudoku", "--samples", "0"], "samples"),
-        (["eval", model, "--task", "sudoku", "--batch", "0"], "batch"),
-        (["eval", model, "--task", "sudoku", "--out", str(folder)], "out"),
-        (["eval", model, "--task", "sudoku", "--device", "gpu"], "device"),
-        (["sample", model, "--prompt", "1", "--samples", "0"], "samples"),
-        (["sample", model, "--prompt", "1", "--answer_length", "0"], "answer_length"),
-        (["sample", model, "--prompt", "1", "--seed", "-1"], "seed"),
-        (["report", str(folder)], "config.yaml"),
-        (["compare", str(folder)], "config.yaml"),
-        (["export", str(folder), str(folder / "e")], "config.yaml"),
-        (["demo", "--task", "no-such"], "no-such"),
-        (["demo", "--steps", "x"], "steps"),
-    ]
-
-
-def test_every_mistake_is_one_line_that_names_it_and_exits_2(tmp_path, capfd):
-    for command, named in mistakes(tmp_path):
-        code = main(command)
-        captured = capfd.readouterr()
-        assert code == 2, (command, captured.err)
-        message = captured.err.strip()
-        assert len(message.splitlines()) == 1, (command, message)
-        assert message.startswith("unmask: ") and named in message, (command, message)
-        assert "Traceback" not in message
-
-
-def test_a_failing_reward_of_the_user_names_function_and_row(tmp_path, capfd):
-    reward = tmp_path / "bad.py"
-    reward.write_text("def bad(completions, **columns):\n    return [1 / 0 for _ in completions]\n")
-    assert main(["train", *words(tmp_path, "run", "--reward", f"{reward}:bad")]) != 0
-    message = capfd.readouterr().err
-    assert "bad" in message and "division by zero" in message and "Traceback" not in message
-
-
-def test_debug_shows_the_traceback():
-    done = subprocess.run(
-        [sys.executable, "-m", "unmask", "report", "nowhere", "--debug"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0 and "Traceback" in done.stderr
-
-
 def test_presets_lie_in_the_package():
     assert (Path(str(PRESETS)) / "runs" / "demo-sudoku.yaml").is_file()
 
@@ -247,3 +150,19 @@ def test_a_task_without_a_metric_reports_none(tmp_path):
     own = ["--task", "Prompts", "--task.data", str(prompts), "--task.answer_length", "8"]
     assert main(["train", *words(tmp_path, "run", "--steps", "1"), *own, "--reward", "format"]) == 0
     assert not any("success" in name for name in json.loads((tmp_path / "run/metrics.jsonl").read_text()))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_options_of_the_sampler_change_the_models_own_or_llada_s_for_the_slots_asked_for(first, tmp_path):
+    sampler, llada = ["--sampler.temperature", "0.5"], str(Path(__file__).parent / "data" / "llada")
+    seen = []
+    for model, length in ((str(tiny_model(tmp_path / "model")), 16), (llada, 20), (llada, 64)):
+        words = [*sampler, "--prompt", "1", model] if first else [model, *sampler, "--prompt", "1"]
+        assert main(["sample", *words, "--answer_length", str(length)]) == 0
+        notes = Notes({}, model)
+        seen.append(choose_sampler(sampler, notes, length))
+    assert [(one.steps, one.block, one.temperature) for one in seen] == [(16, 0, 0.5), (20, 0, 0.5), (64, 32, 0.5)]
+    own = Notes({"sampler": {"class_path": "TopProb", "init_args": {"steps": 4}}}, "model")
+    assert choose_sampler(sampler, own, 64) == TopProb(steps=4, temperature=0.5)
+    assert choose_sampler(["--sampler", "Entropy", *sampler], own, 64) == Entropy(temperature=0.5)
+    assert choose_sampler([], own, 64) == TopProb(steps=4)

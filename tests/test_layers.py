@@ -15,7 +15,7 @@ LAYERS = [
     {"config"},
     {"rl", "supervised"},
     {"run"},
-    {"evaluation", "progress", "learner", "report"},
+    {"evaluation", "progress", "stored", "learner", "report"},
     {"run_directory"},
     {
         "samplers",

@@ -1,4 +1,4 @@
-"""Greedy generation of the LLaDA fixtures through the public path: chat prompt, canvas, sampler, tokens."""
+"""Greedy generation of the fixtures through the public path: chat prompt, canvas, sampler, tokens."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.random import Random
-from unmask.samplers import LowConfidence
+from unmask.samplers import Entropy, LowConfidence, Margin, TopProb
+from unmask.samplers.base import dream_counts
+from unmask.types import Canvas
 
 DATA = Path(__file__).parent / "data"
 TRACES = [
@@ -35,6 +37,56 @@ def test_low_confidence_traces_are_equal_token_for_token(family, key):
     assert torch.equal(answer.x, reference[key][:, reference["gen_prompt"].shape[1] :])
 
 
+DREAM = {
+    "gen_entropy_steps16_len16": Entropy(steps=16, temperature=0.0, counts="dream"),
+    "gen_maskgit_plus_steps8_len16": TopProb(steps=8, temperature=0.0, counts="dream"),
+    "gen_topk_margin_steps8_len16": Margin(steps=8, temperature=0.0, counts="dream"),
+}
+
+
+@pytest.mark.parametrize("key", DREAM)
+def test_traces_of_dreams_orders_are_equal_token_for_token(key):
+    reference = load_file(DATA / "dream" / "reference.safetensors")
+    model, prompt = unmask.load(DATA / "dream"), reference["gen_prompt"]
+    canvas = model.modality.encode(["What is two plus two?"], 16)
+    assert torch.equal(canvas.ids[:, : prompt.shape[1]], prompt)
+    answer = DREAM[key](model.policy(ban=False), canvas, Random.root(0, "trace").fold(torch.arange(1)))
+    assert torch.equal(answer.x, reference[key][:, prompt.shape[1] :])
+
+
+def test_dreams_counts_follow_its_rule():
+    assert dream_counts(torch.tensor([16, 7, 0]), 8).tolist() == [
+        [1, 2, 2, 2, 2, 2, 2, 3],
+        [0, 0, 1, 1, 1, 1, 1, 2],
+        [0] * 8,
+    ]
+    assert dream_counts(torch.tensor([5]), 1).tolist() == [[5]]
+
+
+def test_the_text_trace_of_mmada_is_equal_token_for_token():
+    reference = load_file(DATA / "mmada" / "reference.safetensors")
+    model, prompt = unmask.load(DATA / "mmada", dtype="float32"), reference["mmu_prompt"]
+    ids = torch.cat([prompt, torch.full((1, 16), model.ids.mask)], 1)
+    canvas = Canvas(ids, torch.arange(prompt.shape[1], ids.shape[1])[None])
+    sampler = LowConfidence(steps=8, block=8, temperature=0.0)
+    answer = sampler(model.policy(ban=False), canvas, Random.root(0, "trace").fold(torch.arange(1)))
+    assert torch.equal(answer.x, reference["mmu_greedy_new16_steps8_block8"][:, prompt.shape[1] :])
+
+
+@pytest.mark.parametrize("folder", ["llada", "mmada", "dream", "sdar"])
+def test_every_text_family_answers_a_batch_as_it_answers_alone(folder):
+    model = unmask.load(DATA / folder, dtype="float32")
+    prompts = ["What is two plus two?", "Hi", "Name three primes."]
+    sampler = LowConfidence(steps=8, block=4, temperature=0.0)
+    canvas = model.modality.encode(prompts, 8)
+    together = sampler(model.policy(), canvas, Random.root(0, "pad").fold(torch.arange(3)))
+    for row, prompt in enumerate(prompts):
+        one = model.modality.encode([prompt], 8)
+        alone = sampler(model.policy(), one, Random.root(0, "pad").fold(torch.arange(1)))
+        assert torch.equal(alone.x[0], together.x[row])
+    assert not bool(model.modality.banned[together.x].any())
+
+
 def test_prompts_of_different_length_do_not_see_each_others_padding():
     model = unmask.load(DATA / "llada")
     prompts = ["What is two plus two?", "Hi", "Name three prime numbers, please."]
@@ -45,6 +97,19 @@ def test_prompts_of_different_length_do_not_see_each_others_padding():
             model.policy(), model.modality.encode([prompt], 16), Random.root(0, "pad").fold(torch.arange(1))
         )
         assert torch.equal(alone.x[0], together.x[row])
+
+
+@torch.no_grad()
+def test_pads_are_seen_only_if_asked():
+    model = unmask.load(DATA / "llada")
+    hidden = model.modality.encode(["What is two plus two?", "Hi"], 4)
+    model.modality.hide_pads = False
+    seen = model.modality.encode(["What is two plus two?", "Hi"], 4)
+    assert torch.equal(seen.ids, hidden.ids)
+    assert seen.attend is None and hidden.attend is not None
+    at, x = torch.tensor([[0, 0], [1, 0]]), torch.full((2, 4), model.vocab)
+    difference = (model.policy(ban=False)(seen, x, at) - model.policy(ban=False)(hidden, x, at)).abs().amax(1)
+    assert difference[0] < 1e-5 < 0.1 < difference[1]
 
 
 def test_banned_ids_are_never_answers_and_end_tokens_can_be():

@@ -1,7 +1,7 @@
 """The `unmask` command. Every subcommand is a function of its words; heavy imports wait until one is chosen."""
 
 import errno
-import json
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
   unmask train --config PRESET --out DIR    reinforcement learning
   unmask sample MODEL --prompt TEXT         answers of a model
   unmask eval MODEL --task NAME             success on a task, as JSON with every generation
+  unmask eval --task NAME --generations F   stored generations (JSON, JSONL) judged again, without a model
   unmask report RUN                         one page about a run
   unmask compare RUN RUN ... --out DIR      table and plot over several runs
   unmask export RUN OUT                     the final model in its family's official format
@@ -67,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (UserError, RunError) as error:
         if debug:
             raise
-        print(f"unmask: {error}", file=sys.stderr)
+        print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:
         return 0
@@ -89,18 +90,23 @@ def _flag(words: list[str], name: str) -> bool:
     return found
 
 
+def _spell_out(words: list[str], flag: str) -> None:
+    """Puts `true` behind a flag that stands alone."""
+    if flag in words and (words[-1] == flag or words[words.index(flag) + 1].startswith("--")):
+        words.insert(words.index(flag) + 1, "true")
+
+
 def _parser(command: str, description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(prog=f"unmask {command}", description=description, exit_on_error=False)
 
 
-def _parse(parser: "ArgumentParser", words: Sequence[str], **hints: type) -> Any:
-    """The options; `hints`: the types of those that take a class."""
+def _parse(parser: "ArgumentParser", words: Sequence[str]) -> Any:
     from unmask.config import instantiate, parsed
 
     names = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
-    return instantiate(parser, parsed(parser, dict.fromkeys(names) | hints, words))
+    return instantiate(parser, parsed(parser, dict.fromkeys(names), words))
 
 
 def sft(words: list[str]) -> None:
@@ -161,23 +167,21 @@ def sample(words: list[str]) -> None:
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
-    if "--trace" in words and (words[-1] == "--trace" or words[words.index("--trace") + 1].startswith("--")):
-        words.insert(words.index("--trace") + 1, "true")
-    options = _parse(parser, _with_default_sampler(words), sampler=Sampler)
-    generate(options)
+    _spell_out(words, "--trace")
+    words, about_sampler = _without_sampler(words)
+    generate(_parse(parser, words), about_sampler)
 
 
-def _with_default_sampler(words: list[str]) -> list[str]:
-    """`--sampler.steps 8` changes the model's own sampler: put that one in front, if no class is named."""
-    from unmask.generate import own_sampler
-
-    if not words or words[0].startswith("-") or "--sampler" in words or "--help" in words:
-        return words
-    if any(word.startswith("--sampler.") for word in words):
-        length = words[words.index("--answer_length") + 1] if "--answer_length" in words[:-1] else ""
-        own = own_sampler(words[0], int(length) if length.isdecimal() else None)
-        return [words[0], "--sampler", json.dumps(own), *words[1:]]
-    return words
+def _without_sampler(words: list[str]) -> tuple[list[str], list[str]]:
+    """Other words, and those about the sampler: which one they change is known when the model is."""
+    rest, about = [], []
+    waiting = iter(words)
+    for word in waiting:
+        if word.partition("=")[0].partition(".")[0] == "--sampler" and not word.endswith(".help"):
+            about += [word] if "=" in word else [word, *itertools.islice(waiting, 1)]
+        else:
+            rest.append(word)
+    return rest, about
 
 
 def evaluate(words: list[str]) -> None:
@@ -186,13 +190,15 @@ def evaluate(words: list[str]) -> None:
     from unmask.tasks import NAMES
 
     parser = _parser("eval", "Success of a model on a task: greedy, or with --samples K at the sampler's temperature.")
-    parser.add_argument("model", help="directory, run directory, hub id or builtin:NAME")
+    parser.add_argument("model", nargs="?", type=str | None, default=None, help="directory, hub id or builtin:NAME")
     parser.add_argument("--task", required=True, help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--data", type=str | None, default=None, help="the task's file or hub id")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--items", type=int | None, default=None, help="only the first rows of the split")
     parser.add_argument("--protocol", type=str | None, default=None, help="wording of prompts: unmask")
-    parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask")
+    parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask, d1")
+    parser.add_argument("--generations", type=str | None, default=None, help="score stored ones, without a model")
+    parser.add_argument("--resume", type=bool, default=False, help="go on with an evaluation that --out began")
     parser.add_argument("--samples", type=int, default=1, help="answers per row; more than one gives pass@k")
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
@@ -205,8 +211,9 @@ def evaluate(words: list[str]) -> None:
     )
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON here instead of to stdout")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
-    options = _parse(parser, _with_default_sampler(words), sampler=Sampler)
-    evaluate_model(options)
+    _spell_out(words, "--resume")
+    words, about_sampler = _without_sampler(words)
+    evaluate_model(_parse(parser, words), about_sampler)
 
 
 def report(words: list[str]) -> None:

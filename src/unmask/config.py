@@ -128,7 +128,9 @@ def _build(parser: ArgumentParser, kind: type[RunConfig], files: Sequence[Path],
         words_for = [] if has_data else ["--task", "Prompts"]
         namespace = parsed(parser, hints, [*expanded, *words_for, "--task.data", known.data])
     fields = {name: value for name, value in vars(instantiate(parser, namespace)).items() if name != "config"}
-    return kind(**fields)
+    config = kind(**fields)
+    config.sampler.layout(config.task.answer_length)  # refuses blocks that do not fit, before anything is written
+    return config
 
 
 def parse_object(kind: type, value: Any, name: str) -> Any:
@@ -136,7 +138,7 @@ def parse_object(kind: type, value: Any, name: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=kind)
     namespace = _one_line(parser.parse_object, {name: value}, {name: kind})
-    _check_values(namespace)
+    _check_values(namespace[name], kind, name)
     return getattr(instantiate(parser, namespace), name)
 
 
@@ -165,7 +167,7 @@ def parsed(parser: ArgumentParser, hints: Hints, words: Sequence[str]) -> Namesp
         options = hints_of(kind) if inspect.isclass(kind) and not inspect.isabstract(kind) else {}
         if options and not isinstance(namespace.get(name), Namespace):
             raise UserError(f"{name}: must be a mapping of its options ({', '.join(options)})")
-    _check_values(namespace)
+        _check_values(namespace.get(name), kind, name)
     return namespace
 
 
@@ -186,15 +188,25 @@ def instantiate(parser: ArgumentParser, namespace: Namespace) -> Namespace:
         raise
 
 
-def _check_values(value: Any, name: str = "") -> None:
-    """Raises UserError for what no option means: nan, infinity, whole numbers past 64 bits, texts with a NUL."""
-    if isinstance(value, Namespace | dict):
+def _check_values(value: Any, kind: Any, name: str = "") -> None:
+    """Raises UserError for what no option means and jsonargparse lets pass.
+
+    That is: null where it is not declared (a file may say it), nan and infinity, whole numbers past 64 bits, a NUL.
+
+    Args:
+        kind: the declared type; None if it is not known.
+    """
+    if value is None and kind is not None and type(None) not in typing.get_args(kind):
+        raise UserError(f"{name}: must not be null")
+    if isinstance(value, Namespace) and "class_path" in value:
+        _check_values(value.get("init_args"), _class_of(value.class_path) | None, name)
+    elif isinstance(value, Namespace | dict):
+        hints = hints_of(kind)
         for key, item in vars(value).items() if isinstance(value, Namespace) else value.items():
-            inner = "" if key == "init_args" else f".{key}" if name else str(key)
-            _check_values(item, name + inner)
+            _check_values(item, hints.get(key), f"{name}.{key}" if name else str(key))
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_values(item, name)
+            _check_values(item, None, name)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: must be a finite number, not {value}")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from unmask.models import Model, load
 from unmask.models.backbone import Backbone
@@ -56,20 +57,44 @@ def report_machine() -> None:
 
 
 def report_model(source: str, length: int = 512, batch: int = 8, rank: int = 64) -> None:
-    """Prints family, size, special ids and an estimate of memory at this length and batch."""
-    model = load(source)
-    backbone, ids = model.backbone, model.ids
+    """Prints family, size, special ids, what the rows of the vocabulary are, and an estimate of memory.
+
+    The weights are not read: only their names, shapes and dtypes.
+
+    Args:
+        source: see `unmask.load`.
+        length, batch: tokens of a canvas and canvases per forward, for the estimates.
+        rank: of LoRA adapters on all projections.
+    """
+    model = load(source, device="meta")
+    backbone, ids, shape = model.backbone, model.ids, model.backbone.config
     parameters = sum(p.numel() for p in backbone.parameters())
     table = _table(source)
-    table.add_row("family", f"{model.family.name}, {backbone.config.layers} layers, width {backbone.config.dim}")
+    table.add_row("family", f"{model.family.name}, {shape.layers} layers, width {shape.dim}")
+    heads = f"{shape.heads} heads" + (f" on {shape.kv_heads} keys" if shape.kv_heads < shape.heads else "")
+    seen = f"full inside blocks of {shape.block}, causal between them" if shape.block else "full"
+    shifted = ", logits shifted by one (aligned here)" if shape.shift else ""
+    table.add_row("attention", f"{heads} of {shape.head_dim}, {seen}{shifted}")
     table.add_row("parameters", f"{parameters:,} in {str(backbone.dtype).removeprefix('torch.')}")
     table.add_row("vocabulary", f"{model.vocab:,} rows, tokenizer {len(model.tokenizer):,}")
-    table.add_row("banned ids", f"{int(model.modality.banned.sum()):,}: the mask, and rows past the tokenizer")
     shown = {"mask": ids.mask, "eos": ids.eos, "pad": ids.pad, "bos": ids.bos, "end of turn": ids.end_of_turn}
     table.add_row("special ids", ", ".join(f"{name} {number}" for name, number in shown.items()))
+    banned = int(model.modality.banned.sum())
+    table.add_row("text answers", f"{model.vocab - banned:,} ids; banned are the mask and all that is no text")
+    if model.images is not None:
+        start, stop = model.images.vocab
+        table.add_row("image answers", f"{model.images.codes:,} ids, {start} to {stop - 1}")
+        table.add_row("image roles", ", ".join(f"{role} {number}" for role, number in model.images.roles.items()))
+        table.add_row("image tokenizer", str(model.image_folder or "none: pictures are refused (--image_tokenizer)"))
+    template = "from the tokenizer" if model.tokenizer.chat_template else "none: add a chat_template.jinja for prompts"
+    table.add_row("chat template", template)
     for what, size in memory(model, length, batch, rank).items():
-        table.add_row(what, f"about {size / _GIB:.2f} GiB at {batch} x {length} tokens")
-    Console().print(table)
+        table.add_row(what, f"about {_size(size)} at {batch} x {length} tokens")
+    Console().print(table, soft_wrap=True)
+
+
+def _size(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def memory(model: Model, length: int, batch: int, rank: int) -> dict[str, float]:
@@ -79,11 +104,11 @@ def memory(model: Model, length: int, batch: int, rank: int) -> dict[str, float]
     width = backbone.dtype.itemsize
     tokens = length * batch
     kept = tokens * backbone.config.layers * _kept_per_token(backbone) * 2
+    roles = {name for names in ROLES.values() for name in names}
     adapters = sum(
-        rank * sum(getattr(block, name).weight.shape)
-        for block in backbone.blocks
-        for names in ROLES.values()
-        for name in names
+        rank * sum(module.weight.shape)
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[-1] in roles
     )
     return {
         "inference": parameters * width + tokens * backbone.config.dim * 8 * 2,
@@ -93,7 +118,7 @@ def memory(model: Model, length: int, batch: int, rank: int) -> dict[str, float]
 
 
 def _kept_per_token(backbone: Backbone) -> int:
-    """Numbers that one block keeps per token: inputs of its projections, q, k, v, and the three MLP tensors."""
+    """Numbers that one block keeps per token: inputs of its projections, q, k, v, and the MLP's tensors."""
     config = backbone.config
     heads = (config.heads + 2 * config.kv_heads) * config.head_dim
-    return 4 * config.dim + 2 * heads + 3 * config.ffn
+    return 4 * config.dim + 2 * heads + (3 if config.gated else 2) * config.ffn

@@ -12,10 +12,11 @@ from unmask.modalities.base import Modality
 from unmask.models import Model
 from unmask.progress import Progress
 from unmask.random import Random
-from unmask.rewards.base import Reward
+from unmask.rewards.base import Reward, Score
 from unmask.runtime import Compute, Runtime
 from unmask.samplers.base import Sampler
 from unmask.samplers.confidence import LowConfidence
+from unmask.stored import Partial, Stored
 from unmask.tasks.base import Row, Task
 from unmask.types import Policy
 
@@ -84,28 +85,35 @@ def measure(
     seed: int = 0,
     batch: int = 256,
     progress: Callable[[int], None] = lambda _: None,
+    partial: Partial | None = None,
 ) -> Outcome:
     """Answers and judges `rows`, `samples` times each; every process takes a share of them.
 
     Args:
         batch: answers per forward.
         progress: is told how many answers were finished.
+        partial: keeps each batch as soon as it is judged, and knows those that were finished before.
     """
     work = [(index, copy) for index in range(len(rows)) for copy in range(samples)]
     mine = runtime.share(work)
     root = Random.root(seed, "evaluate", device=runtime.device)
     found = []
     for part in _batches(mine, batch, runtime) if work else ():
+        if partial is not None and (known := partial.batch(part)):
+            found += known
+            progress(len(part))
+            continue
         index, copy = (torch.tensor(column, device=runtime.device) for column in zip(*part, strict=True))
         asked = [rows[i] for i, _ in part]
         canvas = modality.encode([row["prompt"] for row in asked], slots).to(runtime.device)
         answer = sampler(policy, canvas, root.fold(index).fold(copy))
         texts = modality.decode(answer.x.cpu())
         scores = success(texts, asked)
+        done = []
         for row, (i, c), text, score, x, order in zip(
             asked, part, texts, scores, answer.x.cpu(), answer.revealed_at.tolist(), strict=True
         ):
-            found.append(
+            done.append(
                 {
                     "index": i,
                     "copy": c,
@@ -114,13 +122,15 @@ def measure(
                     "question": row["prompt"],
                     "ground_truth": row.get("answer"),
                     "generation": text,
-                    "correct": score.value == 1.0,
-                    "status": score.status,
+                    **judgement(score),
                     "cluster": row.get("cluster"),
                     "tokens": modality.pieces(x),
                     "revealed_at": order,
                 }
             )
+        if partial is not None:
+            partial.keep(done)
+        found += done
         progress(len(part))
     found = {(item["index"], item["copy"]): item for item in runtime.gather(found)}  # row 0 may be there twice
     found = [found[key] for key in sorted(found)]
@@ -135,21 +145,36 @@ def _batches(mine: list[tuple[int, int]], size: int, runtime: Runtime) -> Iterat
     yield from [[(0, 0)]] * (count - len(own))
 
 
+def judgement(score: Score) -> dict[str, Any]:
+    """What a record says of a score; `right` of `parts` where an answer has parts that are counted one by one."""
+    said = {"correct": score.value == 1.0, "status": score.status, "extracted": score.details.get("answer")}
+    return said | {name: score.details[name] for name in ("right", "parts") if name in score.details}
+
+
 def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:
-    """Score, interval and pass@k of judged generations, `samples` consecutive ones per row."""
+    """Score, interval and pass@k of judged generations, `samples` consecutive ones per row.
+
+    Where answers have `parts`, the score is the share of right parts over all of them.
+    """
     groups = [generations[i : i + samples] for i in range(0, len(generations), samples)]
     groups = [group for group in groups if all(item["status"] in ("ok", "invalid") for item in group)]
     shares = [sum(item["correct"] for item in group) / samples for group in groups]
     clusters = [group[0].get("cluster") or index for index, group in enumerate(groups)]
+    if any("parts" in item for group in groups for item in group):
+        parts = [(i, item) for i, group in enumerate(groups) for item in group]
+        shares = [float(n < item["right"]) for _, item in parts for n in range(item["parts"])]
+        clusters = [clusters[i] for i, item in parts for _ in range(item["parts"])]
     pass_at = {}
     for k in sorted({2**i for i in range(samples.bit_length())} | {samples}):
         if k <= samples:
             values = [pass_at_k(samples, sum(item["correct"] for item in group), k) for group in groups]
             pass_at[k] = sum(values) / max(1, len(values))
-    return Outcome(sum(shares) / max(1, len(shares)), interval(shares, clusters), len(shares), pass_at, generations)
+    return Outcome(sum(shares) / max(1, len(shares)), interval(shares, clusters), len(groups), pass_at, generations)
 
 
-def record(outcome: Outcome, task: Task, split: str, sampler: Sampler, **extra: Any) -> dict[str, Any]:
+def record(
+    outcome: Outcome, task: Task, split: str, sampler: Sampler, parser: str | None = None, **extra: Any
+) -> dict[str, Any]:
     """The result file: the score and everything that it depends on."""
     return {
         "score": outcome.score,
@@ -158,7 +183,7 @@ def record(outcome: Outcome, task: Task, split: str, sampler: Sampler, **extra: 
         "task": task.name,
         "split": split,
         "protocol": task.protocol,
-        "parser": task.parser,
+        "parser": parser or task.parser,
         "items": len({item["id"] for item in outcome.generations}),
         "sampler": {"class": type(sampler).__name__, **asdict(sampler), "answer_length": task.answer_length},
         "sources": task.sources(split),
@@ -178,8 +203,10 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     batch: int = 256,
+    parser: str | None = None,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
+    partial: Partial | None = None,
 ) -> dict[str, Any]:
     """Success of a model on a split, as a JSON-safe result with every generation.
 
@@ -188,6 +215,8 @@ def evaluate(
         sampler: default: LLaDA's low-confidence order, one token per step.
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
+        parser: how answers are read; None is the task's own way.
+        partial: see `measure`.
     """
     if not 1 <= samples <= MOST_SAMPLES or batch < 1:
         raise UserError(f"samples must be in [1, {MOST_SAMPLES}] and batch at least 1, not {samples} and {batch}")
@@ -202,7 +231,7 @@ def evaluate(
         model.policy(autocast=runtime.autocast),
         model.modality,
         rows,
-        model.reading(task.success),
+        model.reading(task.metric(parser)),
         for_samples(sampler, samples),
         task.answer_length,
         runtime,
@@ -211,8 +240,48 @@ def evaluate(
         seed=seed,
         batch=batch,
         progress=progress.advance if progress is not None else lambda _: None,
+        partial=partial,
     )
-    return record(outcome, task, split, for_samples(sampler, samples), seed=seed, precision=runtime.precision)
+    return record(outcome, task, split, for_samples(sampler, samples), parser, seed=seed, precision=runtime.precision)
+
+
+def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, Any]:
+    """Judges stored generations again, without a model.
+
+    Returns:
+        The result that `evaluate` gives, as far as the file tells: protocol "unknown" where it does not.
+
+    Raises:
+        UserError: no generations of this task, a row without what the metric reads, or no such parser.
+    """
+    metric, items = task.metric(parser), stored.of_task(task.name)
+    rows = [stored.row(place, item, task) for place, item in items]
+    scores = metric([item["generation"] for _, item in items], rows)
+    if all(score.status == "not_applicable" for score in scores):
+        raise UserError(f"task {task.name} has no metric: its generations cannot be scored")
+    judged = [
+        {k: item[k] for k in item if k not in ("right", "parts")} | judgement(score)
+        for (_, item), score in zip(items, scores, strict=True)
+    ]
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for number, item in enumerate(judged):
+        groups.setdefault(item.get("index", ("row", number)), []).append(item)
+    samples = len(next(iter(groups.values())))
+    if any(len(group) != samples for group in groups.values()):
+        raise UserError(f"{stored.path}: the rows have different numbers of answers; score an unabridged file")
+    outcome = summarise([item for group in groups.values() for item in group], samples)
+    return {
+        "score": outcome.score,
+        "interval": list(outcome.interval),
+        "pass_at": {str(k): value for k, value in outcome.pass_at.items()},
+        "task": task.name,
+        "protocol": stored.about.get("protocol", "unknown"),
+        "parser": parser or task.parser,
+        "items": len(groups),
+        "sources": stored.sources,
+        "infra_errors": sum(score.status == "infra_error" for score in scores),
+        "generations": outcome.generations,
+    }
 
 
 def rows_of(task: Task, split: str, items: int | None) -> Sequence[Row]:

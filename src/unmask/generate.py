@@ -2,18 +2,20 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from unmask.config import parse_object
+from unmask.config import instantiate, parse_object, parsed
 from unmask.describe import describe
 from unmask.errors import UserError
-from unmask.evaluation import MOST_SAMPLES, evaluate
+from unmask.evaluation import MOST_SAMPLES, evaluate, rescore, rows_of
+from unmask.messages import short
 from unmask.models import Model, load
 from unmask.models.checkpoint import metadata_of
 from unmask.progress import Progress
@@ -21,50 +23,81 @@ from unmask.random import Random
 from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
 from unmask.samplers import LowConfidence, Sampler
+from unmask.stored import Partial, finished, read_generations
 from unmask.tasks import Task, by_name
 from unmask.tasks.base import LONGEST
 
 DEFAULT_LENGTH = 256
 
 
-def own_sampler(source: str, slots: int | None) -> dict[str, Any]:
-    """The sampler that a model was trained with, or LLaDA's for a model that does not say; as plain data."""
-    return metadata_of(source).get("sampler") or describe(_llada_sampler(slots or DEFAULT_LENGTH))
+class Notes:
+    """What `unmask.json` says about how a model was trained; UserError names the file where it cannot be used."""
+
+    def __init__(self, metadata: dict[str, Any], source: str):
+        self.metadata, self.source = metadata, source
+
+    def sampler(self, slots: int) -> dict[str, Any]:
+        """The model's own sampler as plain data; LLaDA's, for `slots` answer slots, if it does not say."""
+        own = self.metadata.get("sampler")
+        if own is None:
+            return describe(LowConfidence(steps=slots, temperature=0.0, block=32 if slots % 32 == 0 else 0))
+        return describe(self._parsed(Sampler, own, "sampler"))
+
+    def answer_length(self) -> int:
+        """Answer slots."""
+        slots = self.metadata.get("answer_length", DEFAULT_LENGTH)
+        if type(slots) is not int:
+            raise UserError(f"{self.source}/unmask.json: answer_length must be a whole number, not {short(slots)!r}")
+        return slots
+
+    def task(self, kind: type[Task]) -> Task:
+        """The task as the model was trained on it, if that is this one; else with its defaults."""
+        told = self.metadata.get("task")
+        if told is None or (isinstance(told, dict) and not str(told.get("class_path")).endswith(f".{kind.__name__}")):
+            return kind()
+        return self._parsed(Task, told, "task")
+
+    def _parsed(self, kind: type, value: Any, name: str) -> Any:
+        try:
+            return parse_object(kind, value, name)
+        except UserError as error:
+            raise UserError(f"{self.source}/unmask.json: {error}") from error
 
 
-def _llada_sampler(slots: int) -> Sampler:
-    return LowConfidence(steps=slots, temperature=0.0, block=32 if slots % 32 == 0 else 0)
+def choose_sampler(words: Sequence[str], notes: Notes, slots: int) -> Sampler:
+    """The sampler that `--sampler CLASS` and `--sampler.OPTION VALUE` name; options alone change the model's own."""
+    named = any(word == "--sampler" or word.startswith("--sampler=") for word in words)
+    start = [] if named else ["--sampler", json.dumps(notes.sampler(slots))]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--sampler", type=Sampler)
+    return instantiate(parser, parsed(parser, {"sampler": Sampler}, [*start, *words])).sampler
 
 
-def _sampler(options: Namespace, model: Model, slots: int) -> Sampler:
-    if options.sampler is not None:
-        return options.sampler
-    if "sampler" in model.metadata:
-        return parse_object(Sampler, model.metadata["sampler"], "sampler")
-    return _llada_sampler(slots)
-
-
-def _load(options: Namespace) -> tuple[Model, Runtime]:
+def _load(options: Namespace, sampler: Sequence[str]) -> tuple[Model, Runtime, Notes]:
+    """Model and runtime; what the sampler's words say is looked at before weights are read."""
+    choose_sampler(sampler, Notes(metadata_of(options.model), options.model), options.answer_length or DEFAULT_LENGTH)
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed must be in [0, 2^63), not {options.seed}")
     runtime = Runtime(Compute(device=options.device, precision=getattr(options, "precision", "auto")))
     dtype = options.dtype or ("float32" if runtime.device.type == "cpu" else None)
     model = load(options.model, device=str(runtime.device), dtype=dtype, revision=options.revision)
-    return model, runtime
+    return model, runtime, Notes(model.metadata, str(model.source or options.model))
 
 
 @torch.no_grad()
-def generate(options: Namespace) -> None:
-    """`unmask sample`: answers to stdout, one per line; the trace goes to stderr."""
-    model, runtime = _load(options)
+def generate(options: Namespace, words: Sequence[str]) -> None:
+    """`unmask sample`: answers to stdout, one per line; the trace goes to stderr.
+
+    Args:
+        words: those that are about the sampler.
+    """
+    model, runtime, notes = _load(options, words)
     if not 1 <= options.samples <= MOST_SAMPLES:
         raise UserError(f"--samples must be in [1, {MOST_SAMPLES}], not {options.samples}")
-    slots = options.answer_length
-    if slots is None:
-        slots = model.metadata.get("answer_length", DEFAULT_LENGTH)
+    slots = notes.answer_length() if options.answer_length is None else options.answer_length
     if not 1 <= slots <= LONGEST:
         raise UserError(f"--answer_length must be in [1, {LONGEST}], not {slots}")
-    sampler = _sampler(options, model, slots)
+    sampler = choose_sampler(words, notes, slots)
     if options.samples > 1 and sampler.temperature == 0:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")
     canvas = model.modality.encode([options.prompt] * options.samples, slots).to(runtime.device)
@@ -94,49 +127,102 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def evaluate_model(options: Namespace) -> None:
-    """`unmask eval`: the result as JSON, to a file or to stdout; a summary to stderr."""
+def evaluate_model(options: Namespace, words: Sequence[str]) -> None:
+    """`unmask eval`: the result as JSON, to a file or to stdout; a summary to stderr.
+
+    Args:
+        words: those that are about the sampler.
+    """
     kind = by_name(options.task)
-    if options.out is not None and (Path(options.out).is_dir() or Path(options.out).parent.is_file()):
-        raise UserError(f"--out {options.out} cannot be written: name a file")
-    model, runtime = _load(options)
-    task = _task(options, kind, model)
-    for name, own in (("protocol", task.protocol), ("parser", task.parser)):
-        if getattr(options, name) not in (None, own):
-            raise UserError(f"--{name} {getattr(options, name)}: task {task.name} has {own}")
-    sampler = _sampler(options, model, task.answer_length)
+    out = None if options.out is None else Path(options.out)
+    if out is not None and (out.is_dir() or out.parent.is_file()):
+        raise UserError(f"--out {out} cannot be written: name a file")
+    if options.resume and out is None:
+        raise UserError("--resume needs --out FILE: what is finished is kept beside it")
+    if options.generations is not None:
+        _rescore(options, kind, out, words)
+        return
+    if options.model is None:
+        raise UserError("MODEL is required, or --generations FILE to score stored ones")
+    model, runtime, notes = _load(options, words)
+    task = _task(options, notes.task(kind))
+    if options.protocol not in (None, task.protocol):
+        raise UserError(f"--protocol {options.protocol}: task {task.name} has {task.protocol}")
+    sampler = choose_sampler(words, notes, task.answer_length)
+    rows_of(task, options.split, options["items"])  # `options.items` is a method
+    settings = _settings(options, runtime, task, sampler)
+    partial = None if out is None else out.with_name(f"{out.name}.partial.jsonl")
+    if options.resume and out is not None and partial is not None and finished(out, partial, settings):
+        partial.unlink(missing_ok=True)
+        print(f"{out} is finished", file=sys.stderr)
+        return
+    if partial is not None and runtime.world > 1:
+        partial = partial.with_name(f"{partial.stem}-{runtime.rank}.jsonl")
     with Progress("eval", 0, shown=runtime.main) as progress:
         result = evaluate(
             model,
             task,
             split=options.split,
-            items=options["items"],  # `options.items` is a method
+            items=options["items"],
             sampler=sampler,
             samples=options.samples,
             seed=options.seed,
             batch=options.batch,
+            parser=options.parser,
             runtime=runtime,
             progress=progress,
+            partial=None if partial is None else Partial(partial, settings, options.resume),
         )
-    result["model"] = options.model
-    if not runtime.main:
-        return
-    if options.out is None:
+    result = {**result, "model": options.model, "settings": settings}
+    result["generations"] = result.pop("generations")  # last: it is long
+    if runtime.main:
+        _tell(result, out, options.split)
+    if partial is not None:
+        runtime.wait()
+        partial.unlink()
+
+
+def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON has it."""
+    given = {name: options[name] for name in ("model", "revision", "split", "items", "samples", "seed", "batch")}
+    settings = {
+        **given,
+        "task": describe(task),
+        "parser": options.parser or task.parser,
+        "sampler": describe(sampler),
+        "dtype": options.dtype,
+        "precision": runtime.precision,
+        "processes": runtime.world,
+        "sources": task.sources(options.split),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _rescore(options: Namespace, kind: type[Task], out: Path | None, words: Sequence[str]) -> None:
+    needless = [name for name in ("model", "protocol", "data", "answer_length") if options[name] is not None]
+    needless += [word.removeprefix("--") for word in words[:1]] + (["resume"] if options.resume else [])
+    if needless:
+        raise UserError(f"--generations scores what is stored: leave out {', '.join(needless)}")
+    result = rescore(read_generations(Path(options.generations)), kind(), options.parser)
+    _tell(result, out, "generations")
+
+
+def _tell(result: dict[str, Any], out: Path | None, split: str) -> None:
+    if out is None:
         json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
         print()
     else:
-        write_json(Path(options.out), result)
+        write_json(out, result)
     low, high = result["interval"]
     print(
-        f"{task.name} {options.split}: {result['score']:.4f} [{low:.4f}, {high:.4f}] on {result['items']} items",
+        f"{result['task']} {split}, parser {result['parser']}: {result['score']:.4f} [{low:.4f}, {high:.4f}] "
+        f"on {result['items']} items",
         file=sys.stderr,
     )
 
 
-def _task(options: Namespace, kind: type[Task], model: Model) -> Task:
-    """The task as the model was trained on it, if that is this one; else with its defaults."""
-    told = model.metadata.get("task")
-    task = parse_object(Task, told, "task") if told and told["class_path"].endswith(f".{kind.__name__}") else kind()
+def _task(options: Namespace, task: Task) -> Task:
+    """The task with what the command line changes."""
     changes: dict[str, Any] = {}
     if options.data is not None:
         if "data" not in asdict(task):

@@ -190,7 +190,14 @@ def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, complet
         return
     step, rank = run.step + 1, run.runtime.rank
     rows = [
-        {"step": step, "rank": rank, "where": "reward", "reason": reason, "prompt": row["prompt"], "completion": completion}
+        {
+            "step": step,
+            "rank": rank,
+            "where": "reward",
+            "reason": reason,
+            "prompt": row["prompt"],
+            "completion": completion,
+        }
         for reason, row, completion in zip(failures, asked, completions, strict=True)
         if reason is not None
     ]

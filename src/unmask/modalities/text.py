@@ -18,6 +18,9 @@ class Text(Modality):
     Rows are `[pad ...] prompt [slot ...]`; pads are hidden from attention. Local ids are global ids, and k is the
     number of rows of the head. The mask id and the rows past the tokenizer are banned; end tokens are candidates.
 
+    Attributes:
+        hide_pads: False lets every token see the pads: only to compare with numbers of code that ignores padding.
+
     Args:
         tokenizer: a transformers tokenizer with a chat template.
         vocabulary: rows of the head.
@@ -40,6 +43,7 @@ class Text(Modality):
         self.end_ids, self.closing = torch.tensor(sorted(set(end_ids))), end_ids[-1]
         self.banned = torch.arange(vocabulary) >= min(len(tokenizer), vocabulary if texts is None else texts)
         self.banned[mask_id] = True
+        self.hide_pads = True
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of one prompt under the chat template, ready for the answer to follow."""
@@ -69,7 +73,7 @@ class Text(Modality):
             ids[row, :pads], attend[row, :pads] = self.pad_id, False
             ids[row, pads:longest] = torch.tensor(tokens, dtype=ids.dtype)
         slot = torch.arange(longest, longest + slots).expand(len(encoded), slots)
-        seen = None if all(len(tokens) == longest for tokens in encoded) else attend
+        seen = attend if self.hide_pads and any(len(tokens) < longest for tokens in encoded) else None
         blank = Canvas(torch.where(attend, self.mask_id, ids), slot, seen)
         return Canvas(ids, slot, seen, blank=blank)
 

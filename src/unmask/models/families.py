@@ -11,7 +11,7 @@ from typing import Any
 
 from unmask.errors import UserError
 from unmask.models.backbone import BackboneConfig
-from unmask.models.settings import Settings, as_json
+from unmask.models.settings import MOST_LAYERS, Settings, as_json
 
 FUSED = {"qkv": ("q", "k", "v"), "up_gate": ("up", "gate")}
 """Modules of an official checkpoint that hold several of ours, their rows one after the other."""
@@ -107,7 +107,7 @@ def _read_llada(settings: Settings) -> BackboneConfig:
     settings.require_if_given("attention_layer_norm_with_affine", True)
     for dropout in ("attention_dropout", "embedding_dropout", "residual_dropout"):
         settings.require_if_given(dropout, 0.0, 0)
-    dim, layers = settings.integer("d_model"), settings.integer("n_layers")
+    dim, layers = settings.integer("d_model"), settings.integer("n_layers", MOST_LAYERS)
     if layers % settings.integer("block_group_size"):
         raise settings.error("block_group_size", f"a divisor of n_layers, which is {layers}")
     settings.require_if_given("multi_query_attention", None, False, True)
@@ -207,7 +207,7 @@ def _read_qwen(settings: Settings) -> BackboneConfig:
     return BackboneConfig(
         vocab=vocab,
         dim=dim,
-        layers=settings.integer("num_hidden_layers"),
+        layers=settings.integer("num_hidden_layers", MOST_LAYERS),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=dim // heads,

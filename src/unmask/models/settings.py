@@ -5,6 +5,11 @@ from typing import Any
 
 from unmask.errors import UserError
 
+MOST = 2**24
+"""Largest size in a configuration: above every model, and low enough for sizes of tensors not to overflow."""
+MOST_LAYERS = 1000
+"""Layers of a model, at most: they are made one by one before anything is compared with the weights."""
+
 
 class Settings:
     """A parsed JSON object whose values are checked as they are read.
@@ -25,13 +30,13 @@ class Settings:
 
     def error(self, key: str, wanted: str) -> UserError:
         """The error for a value that cannot be used."""
-        return UserError(f"{self.where}: {key} is {self.values.get(key)!r}, but must be {wanted}")
+        return UserError(f"{self.where}: {key} is {repr(self.values.get(key))[:60]}, but must be {wanted}")
 
-    def integer(self, key: str) -> int:
-        """A positive integer."""
+    def integer(self, key: str, most: int = MOST) -> int:
+        """A positive integer, at most `most`."""
         value = self.get(key)
-        if type(value) is not int or value < 1:
-            raise self.error(key, "a positive integer")
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.error(key, f"a positive integer up to {most}")
         return value
 
     def integer_or(self, key: str, default: int) -> int:
@@ -41,7 +46,7 @@ class Settings:
     def number(self, key: str) -> float:
         """A positive number."""
         value = self.get(key)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if type(value) not in (int, float) or not 0 < value < 1e300:
             raise self.error(key, "a positive number")
         return float(value)
 

@@ -174,9 +174,9 @@ def _scores(row: Record) -> str:
     """Reward and advantage; components where there are several, and statuses other than ok."""
     advantage = row.get("advantage")
     pushed = f' <span class="quiet">advantage {advantage:+.2f}</span>' if isinstance(advantage, int | float) else ""
-    rewards, status = row.get("rewards") or {}, row.get("status") or {}
+    rewards, status = (row[key] if isinstance(row.get(key), dict) else {} for key in ("rewards", "status"))
     parts = [
-        f"{name} {'n/a' if value is None else format(value, '.3g')}"
+        f"{name} {format(value, '.3g') if isinstance(value, int | float) else 'n/a'}"
         + ("" if status.get(name, "ok") == "ok" else f" ({status[name]})")
         for name, value in rewards.items()
         if len(rewards) > 1 or status.get(name, "ok") != "ok"

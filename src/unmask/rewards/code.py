@@ -118,3 +118,20 @@ def job_of(row: Row, code: str) -> CodeJob:
         return CodeJob(code, tuple(tests), row.get("setup") or "", row.get("entry"))
     except ValueError as error:
         raise UserError(f"reward code: row {row.get('id', '?')}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Expression(Code):
+    """As `Code`, for answers that are one bare Python expression of `x` and `y`: the tests call it as `f(x, y)`.
+
+    What is not one line of 1 to 64 characters is invalid.
+    """
+
+    name: ClassVar[str] = "expression"
+
+    def program(self, text: str, row: Row) -> str:
+        del row
+        line = text.strip()
+        if not line or len(line) > 64 or len(line.splitlines()) > 1:
+            raise Unreadable("not one line of at most 64 characters")
+        return f"def f(x, y):\n    return ({line})"

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from unmask.errors import UserError
+from unmask.errors import RunError, UserError
 from unmask.rewards.base import Reward, Row, Score
 from unmask.rewards.text import END_TOKENS, cut
 
 
-class UserRewardError(UserError):
-    """A user's reward function failed or returned something that is no reward."""
+class UserRewardError(RunError):
+    """A user's reward function failed while running, or returned something that is no reward."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class UserReward(Reward):
             values = self._call(texts, rows)
         except Exception as error:
             row, error = self._culprit(texts, rows, error)
-            raise UserRewardError(f"{self._where} failed{row}: {type(error).__name__}: {error}") from error
+            raise UserRewardError(f"{self._where} failed{row}: {_said(error)}") from error
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(completions):
             got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
             raise UserRewardError(f"{self._where} must return a list of {len(completions)} numbers or None, not {got}")
@@ -115,9 +115,13 @@ class UserReward(Reward):
 def _load(path: str, function: str) -> Callable[..., Any]:
     module = _module(str(Path(path).expanduser().resolve()))
     found = getattr(module, function, None)
-    if not callable(found):
+    if not callable(found) or inspect.isclass(found):
         names = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
         raise UserError(f"{path} has no function {function!r}; it has {', '.join(names) or 'none'}")
+    parameters = inspect.signature(found).parameters
+    kinds = {parameter.kind for parameter in parameters.values()} - {inspect.Parameter.KEYWORD_ONLY}
+    if "completions" not in parameters and not kinds:
+        raise UserError(f"{path}: {function} takes no completions; write it as {function}(completions, **columns)")
     return found
 
 
@@ -133,7 +137,12 @@ def _module(path: str) -> Any:
     sys.modules[spec.name] = module  # dataclasses and pickle inside the file look it up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise UserError(f"reward file {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"reward file {path} cannot be imported: {_said(error)}") from error
     return module
+
+
+def _said(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -30,6 +30,20 @@ def transfer_counts(unknown: Int[Tensor, "b"], steps: int) -> Int[Tensor, "b ste
     return share + (torch.arange(steps, device=unknown.device) < extra)
 
 
+def dream_counts(unknown: Int[Tensor, "b"], steps: int) -> Int[Tensor, "b steps"]:
+    """How many of `unknown` slots each step writes in Dream's code (arXiv 2508.15487).
+
+    With times t falling evenly from 1 to 0.001, a step writes floor(m (1 - t' / t)) of the m slots that are left, and
+    the last one writes all. Rounding down delays: the last step often writes several.
+    """
+    times = torch.linspace(1, 1e-3, steps + 1, device=unknown.device)
+    left, counts = unknown.clone(), []
+    for step in range(steps - 1):
+        counts.append((left * (1 - times[step + 1] / times[step])).long())
+        left = left - counts[-1]
+    return torch.stack([*counts, left], 1)
+
+
 def truncate(logits: Float[Tensor, "n k"], law: Law) -> Float[Tensor, "n k"]:
     """Logits divided by the temperature, with everything that top-k and top-p remove at -inf."""
     if law.temperature not in (0.0, 1.0):

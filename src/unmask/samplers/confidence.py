@@ -5,20 +5,28 @@ Confidences are taken at temperature 1, whatever the temperature of the tokens.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.samplers.base import Drawn, Sampler, State, pairs, transfer_counts
+from unmask.samplers.base import Drawn, Sampler, State, dream_counts, pairs, transfer_counts
 
 
+@dataclass(frozen=True)
 class _BySchedule(Sampler):
-    """The common loop: score the open slots, write the best ones, as many per step as the transfer counts say."""
+    """The common loop: score the open slots, write the best ones, as many per step as the transfer counts say.
+
+    Args:
+        counts: `even` shares the slots of a block among its steps (LLaDA); `dream` is Dream's rule, see `dream_counts`.
+    """
+
+    counts: Literal["even", "dream"] = "even"
 
     def fill(self, state: State, among: Bool[Tensor, "b t"], steps: int, first: int) -> None:
         unknown = among.sum(1)
-        counts = transfer_counts(unknown, steps)
+        counts = dream_counts(unknown, steps) if self.counts == "dream" else transfer_counts(unknown, steps)
         per_step = counts.T.tolist()  # the one read-back of this call
         remaining = int(sum(map(sum, per_step)))
         among = among.clone()
@@ -52,6 +60,7 @@ def best(
     return place.gather(1, slots)[where[:, 0], where[:, 1]]
 
 
+@dataclass(frozen=True)
 class PositionFirst(_BySchedule):
     """Chooses the slots by the shape of their law, then draws the tokens there: tokens keep the law that is scored."""
 

@@ -6,6 +6,7 @@ from unmask.tasks.base import Row, Task, World
 from unmask.tasks.code import MBPP, AceCode, HumanEval
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.programs import Programs
 from unmask.tasks.prompts import Prompts
 from unmask.tasks.sudoku import Sudoku
 
@@ -17,6 +18,7 @@ __all__ = [
     "Arithmetic",
     "Countdown",
     "HumanEval",
+    "Programs",
     "Prompts",
     "Row",
     "Sudoku",
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 NAMES: dict[str, type[Task]] = {
-    task.name: task for task in (Sudoku, Countdown, Arithmetic, GSM8K, Prompts, MBPP, HumanEval, AceCode)
+    task.name: task for task in (Sudoku, Countdown, Arithmetic, Programs, GSM8K, Prompts, MBPP, HumanEval, AceCode)
 }
 
 

@@ -1,8 +1,9 @@
 """Addition with visible working: a text whose natural order is not the order of its digits."""
 
 import random
+import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
@@ -71,6 +72,13 @@ class Arithmetic(World):
     @property
     def success(self) -> Reward:
         return AdditionWorked()
+
+    def stored_row(self, question: str, ground_truth: Any) -> Row:
+        del ground_truth
+        found = re.fullmatch(r"([0-9]{1,9})\+([0-9]{1,9})=", question)
+        if not found:
+            raise ValueError("the question is no sum like 478+356=")
+        return {"operands": [int(found[1]), int(found[2])]}
 
 
 def careless_addition(a: int, b: int) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
@@ -35,6 +35,7 @@ class Task(ABC):
     alphabet: ClassVar[str | None] = None  # all characters of prompts and answers, for a character tokenizer
     protocol: ClassVar[str] = "unmask"  # how prompts are worded; stands in result files
     parser: ClassVar[str] = "unmask"  # how answers are read; stands in result files
+    other_parsers: ClassVar[Mapping[str, Reward]] = {}  # name -> metric that reads answers in another way
 
     answer_length: int = 256
 
@@ -60,6 +61,28 @@ class Task(ABC):
     @abstractmethod
     def success(self) -> Reward:
         """The metric: a completion is solved if and only if this gives exactly 1."""
+
+    def metric(self, parser: str | None = None) -> Reward:
+        """The metric with answers read as `parser` reads them; None: the task's own way.
+
+        Raises:
+            UserError: the task has no such parser.
+        """
+        if parser in (None, self.parser):
+            return self.success
+        if parser not in self.other_parsers:
+            known = ", ".join((self.parser, *self.other_parsers))
+            raise UserError(f"--parser {parser}: task {self.name} has {known}")
+        return self.other_parsers[parser]
+
+    def stored_row(self, question: str, ground_truth: Any) -> Row:
+        """The columns that the metric reads, from a stored generation.
+
+        Raises:
+            ValueError: question and ground truth do not tell them.
+        """
+        del question, ground_truth
+        raise ValueError(f"generations of task {self.name} cannot be scored without its rows")
 
     def sources(self, split: str) -> dict[str, str]:
         """The data behind a split: file or data set name -> sha256; empty for generated rows."""

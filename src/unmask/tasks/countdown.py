@@ -1,11 +1,14 @@
 """Countdown with three numbers: the smallest task with many right answers per question."""
 
 import random
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
+from unmask.rewards.d1 import D1Countdown
 from unmask.rewards.puzzles import CountdownSolved, evaluate_expression
 from unmask.tasks.base import Row, World, split_of
 
@@ -29,6 +32,8 @@ class Countdown(World):
 
     name: ClassVar[str] = "countdown"
     alphabet: ClassVar[str | None] = "0123456789+-*/()=,:"
+
+    other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Countdown()}
 
     answer_length: int = 10
     largest: int = 20
@@ -70,6 +75,17 @@ class Countdown(World):
     @property
     def success(self) -> Reward:
         return CountdownSolved(bare=True)
+
+    def stored_row(self, question: str, ground_truth: Any) -> Row:
+        """Ours asks `4,7,7=35:`; d1 asks `Numbers: [4, 7, 7]`, `Target: 35` and stores both as the ground truth."""
+        match ground_truth:
+            case [[*numbers], int(target)] if all(type(number) is int for number in numbers):
+                return {"numbers": numbers, "target": target}
+        ours = re.fullmatch(r"([0-9,]+)=([0-9]+):", question)
+        theirs = re.search(r"Numbers: \[([0-9, ]+)\]\s*Target: ([0-9]+)", question)
+        if not (found := ours or theirs):
+            raise ValueError("the question names no numbers and target, and the ground truth is not [numbers, target]")
+        return {"numbers": [int(number) for number in found[1].split(",")], "target": int(found[2])}
 
 
 def careless_expression(expression: str) -> str:

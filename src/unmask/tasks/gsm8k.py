@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
+from unmask.rewards.d1 import D1Number
 from unmask.rewards.text import Format, Integer, Number, gold_number
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out, read_jsonl, sha256_of
@@ -42,6 +43,8 @@ class GSM8K(Task):
 
     name: ClassVar[str] = "gsm8k"
 
+    other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Number()}
+
     data: str = "openai/gsm8k"
     subset: str = "main"
     validation_share: float = 0.05
@@ -69,6 +72,11 @@ class GSM8K(Task):
     @property
     def success(self) -> Reward:
         return Number()
+
+    def stored_row(self, question: str, ground_truth: Any) -> Row:
+        del question
+        gold_number(ground_truth)
+        return {"answer": ground_truth}
 
     def sources(self, split: str) -> dict[str, str]:
         """File name -> sha256 of its bytes; of a hub data set, of its rows as JSON lines."""

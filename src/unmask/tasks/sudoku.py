@@ -3,12 +3,14 @@
 import functools
 import itertools
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
+from unmask.rewards.d1 import D1Sudoku
 from unmask.rewards.puzzles import SudokuSolved
 from unmask.tasks.base import Row, World, by_split
 
@@ -34,6 +36,8 @@ class Sudoku(World):
 
     name: ClassVar[str] = "sudoku"
     alphabet: ClassVar[str | None] = "01234"
+
+    other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Sudoku()}
 
     answer_length: int = 16
     fewest_blanks: int = 4
@@ -79,6 +83,14 @@ class Sudoku(World):
     @property
     def success(self) -> Reward:
         return SudokuSolved()
+
+    def stored_row(self, question: str, ground_truth: Any) -> Row:
+        found = re.search(r"(?<![0-9])[0-4]{16}(?![0-9])", question)
+        if not found:
+            raise ValueError("the question holds no puzzle of 16 digits 0-4")
+        if not isinstance(ground_truth, str) or not re.fullmatch(r"[1-4]{16}", ground_truth):
+            raise ValueError("the ground truth is no solution of 16 digits 1-4")
+        return {"puzzle": found[0], "answer": ground_truth}
 
 
 def careless_solution(puzzle: str) -> str:

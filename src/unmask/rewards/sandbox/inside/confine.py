@@ -129,7 +129,12 @@ _LOAD, _EQUAL, _GREATER, _GREATER_EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0
 _ALLOW, _ERRNO, _KILL = 0x7FFF << 16, 5 << 16, 1 << 31
 
 
-def _program():
+def allowed_calls():
+    """The filter for `restrict_calls`.
+
+    Raises:
+        OSError: this architecture's calls are not known.
+    """
     if platform.machine() not in _ARCHITECTURES:
         raise OSError(f"no list of system calls for the architecture {platform.machine()}")
     column, architecture = _ARCHITECTURES[platform.machine()]
@@ -155,16 +160,15 @@ def _program():
     # One's own limits, not those of another process of the same user.
     program += [do(_EQUAL, _PRLIMIT[column], no=4), argument(0), do(_EQUAL, 0, no=1), allow, refuse]
     program += [do(_EQUAL, _CLONE3[column], no=1), do(_RETURN, _ERRNO | _NO_SYS), refuse]
-    return program
+    return b"".join(program)
 
 
-def restrict_calls():
+def restrict_calls(program):
     """seccomp: only what pure computing in one thread needs; all else fails with EPERM.
 
     No new process, thread or program; no socket; nothing opened for writing; no signals, nor limits of others.
     """
-    program = _program()
-    code = ctypes.create_string_buffer(b"".join(program), 8 * len(program))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)), 16)
+    code = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code)), 16)
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, 2, ctypes.addressof(header))

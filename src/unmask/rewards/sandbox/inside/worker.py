@@ -5,6 +5,7 @@ Nothing in it is trusted once it has the code; what it says crosses `wire` and i
 """
 
 import builtins
+import gc
 import os
 import random
 import signal
@@ -37,6 +38,8 @@ def serve(control, null, memory, seconds):
     """The zygote: for each socket that arrives a worker, which ends when the supervisor says so. Never returns."""
     confine.die_with_parent()
     silence(null)
+    program = confine.allowed_calls()
+    gc.freeze()  # a collection in a worker does not touch, hence not copy, what it shares with this process
     while True:
         _, descriptors, *_ = socket.recv_fds(control, 1, 1)
         if not descriptors:
@@ -44,7 +47,7 @@ def serve(control, null, memory, seconds):
         worker = os.fork()
         if worker == 0:
             try:
-                _work(descriptors[0], memory, seconds)
+                _work(descriptors[0], program, memory, seconds)
             finally:
                 os._exit(0)
         os.close(descriptors[0])
@@ -56,12 +59,12 @@ def serve(control, null, memory, seconds):
         control.send(b"e")
 
 
-def _work(descriptor, memory, seconds):
+def _work(descriptor, program, memory, seconds):
     os.dup2(descriptor, 3)
     os.closerange(4, 1024)
     confine.die_with_parent()
     confine.limit(memory, seconds)
-    confine.restrict_calls()
+    confine.restrict_calls(program)
     write_frame(3, "ready")  # from here on failures are the candidate's
     code = read_frame(3, _LARGEST_JOB)
     random.seed(0)  # one verdict for one program, whatever its luck; hashes are fixed by the environment

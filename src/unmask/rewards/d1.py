@@ -1,0 +1,173 @@
+r"""How the evaluation of d1 reads answers (arXiv 2504.12216, `eval/parse_and_get_acc.py`): the parser `d1`.
+
+For comparing with published numbers only, never for training: it reads the raw text, end tokens and what follows them
+included, takes the *first* readable box of GSM8K, and falls back to other places where ours say "no answer".
+"""
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from unmask.rewards.base import PerItem, Row, Score
+from unmask.rewards.text import LONGEST, gold_number
+
+_NUMBER = re.compile(r"-?\d+\.?\d*")
+
+
+def _floats(text: str, which: int) -> float | None:
+    """The text as a number, else the first (0) or last (-1) number in it."""
+    try:
+        return float(text)
+    except ValueError:
+        numbers = _NUMBER.findall(text)
+        return float(numbers[which]) if numbers else None
+
+
+@dataclass(frozen=True)
+class D1Number(PerItem):
+    r"""1 if the number that d1 reads equals the gold as a float; else 0.
+
+    The first `\boxed{..}` (up to the first closing brace, on one line) that holds a number, else the last number of the
+    first `<answer>`. A gold text with a negative number is never matched, since d1 cannot read it; a gold that is a
+    number already is compared as it is.
+    """
+
+    name: ClassVar[str] = "number-d1"
+
+    def judge(self, completion: str, row: Row) -> Score:
+        found = None
+        for content in re.findall(r"\\boxed{(.*?)}", completion[:LONGEST]):
+            content = content.strip()
+            if content.strip(".") and (found := _floats(content, 0)) is not None:
+                break
+        answer = re.search(r"<answer>(.*?)</answer>", completion[:LONGEST], re.DOTALL)
+        if found is None and answer and answer[1].strip():
+            found = _floats(answer[1].strip(), -1)
+        gold = row["answer"]
+        if isinstance(gold, str):
+            value = gold_number(gold)
+            gold = float(value) if value >= 0 else None
+        return Score.ok(found is not None and found == gold, answer=str(found))
+
+
+def last_box(text: str) -> str:
+    r"""What d1 takes from a text: the content of its last `\boxed{..}`; a text without a box is taken whole.
+
+    Of `\fbox{..}` the macro is kept, and `\boxed ` with a blank runs to the next `$`.
+
+    Raises:
+        ValueError: the last box is not closed.
+    """
+    if "\\boxed " in text:
+        return text.split("\\boxed ")[-1].split("$")[0]
+    start = text.rfind("\\boxed")
+    if start < 0:
+        start = text.rfind("\\fbox")
+        if start < 0:
+            return text
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if text[at] == "}" and depth == 0:
+            box = text[start : at + 1]
+            return box[len("\\boxed{") : -1] if box.startswith("\\boxed{") else box
+    raise ValueError("the last box is not closed")
+
+
+@dataclass(frozen=True)
+class D1Countdown(PerItem):
+    """1 if the expression that d1 reads uses the row's `numbers` once each and is within 1e-5 of `target`; else 0.
+
+    The last box, or where it is not closed the first `<answer>`, or else the whole text. Python's arithmetic without
+    `eval`; towers of powers are refused, which is the only difference.
+    """
+
+    name: ClassVar[str] = "countdown-d1"
+
+    def judge(self, completion: str, row: Row) -> Score:
+        text = completion[:LONGEST]
+        try:
+            expression = last_box(text)
+        except ValueError:
+            answer = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
+            expression = answer[1].strip() if answer else text
+        for macro, sign in (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*")):
+            expression = expression.replace(macro, sign)
+        if sides := re.search(r"([0-9+\-*/() ]+)=[0-9. ]+", expression):
+            expression = sides[1].strip()
+        digits = re.findall(r"\d+", expression)
+        if any(len(one) > 100 for one in digits) or sorted(map(int, digits)) != sorted(row["numbers"]):
+            return Score.ok(0, answer=expression[:128], reason="other numbers")
+        value = python_value(expression)
+        solved = value is not None and abs(value - row["target"]) < 1e-5
+        return Score.ok(solved, answer=expression[:128], value=str(value))
+
+
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def python_value(expression: str) -> Any:
+    """The value that Python gives an expression of digits, `+ - * / ( ) .` and blanks; None where it gives none."""
+    if not re.match(r"^[\d+\-*/().\s]+$", expression) or len(expression) > 1000:
+        return None
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.UnaryOp):
+            return -value(node.operand) if isinstance(node.op, ast.USub) else value(node.operand)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            base, exponent = value(node.left), value(node.right)
+            if abs(exponent) * math.log2(abs(base) + 2) > 1024:
+                raise OverflowError("a tower")
+            return base**exponent
+        if isinstance(node, ast.BinOp):
+            return _BINARY[type(node.op)](value(node.left), value(node.right))
+        raise SyntaxError("a call or a tuple")
+
+    try:
+        return value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ArithmeticError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+_GRIDS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"<answer>.*?```\s*([\d\s]+)```",
+        r"<answer>(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|</answer>)",
+        r"</answer>\s*(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|$)",
+        r"(\d{16})\s*</answer>",
+        r"\b(\d{16})\b",
+    )
+)
+
+
+@dataclass(frozen=True)
+class D1Sudoku(PerItem):
+    """Share of the row's blank cells that agree with its `answer`, as d1 reads the grid.
+
+    The first of five patterns that finds a text; white space removed, padded with `0` or cut to 16 characters. d1
+    reports the share over all cells of all rows: `details.right` of `details.parts`.
+    """
+
+    name: ClassVar[str] = "sudoku-d1"
+
+    def judge(self, completion: str, row: Row) -> Score:
+        found = (pattern.search(completion[:LONGEST]) for pattern in _GRIDS)
+        grid = next((match[1] for match in found if match and match[1].strip()), "")
+        grid = re.sub(r"\s", "", grid)
+        padded = (grid + "0" * 16)[:16]
+        blanks = [cell for cell in range(16) if row["puzzle"][cell] == "0"]
+        right = sum(padded[cell] == row["answer"][cell] for cell in blanks) if grid else 0
+        return Score.ok(right / max(1, len(blanks)), answer=grid[:64], right=right, parts=len(blanks))

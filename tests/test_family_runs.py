@@ -1,0 +1,122 @@
+"""Two steps of LoRA training on every text family, export, and the very same model back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unmask.cli import main
+from unmask.config import SFTConfig, TrainConfig, parse
+from unmask.models import load
+from unmask.models.lora import merged_state
+from unmask.rl import train
+from unmask.supervised import sft
+
+DATA = Path(__file__).parent / "data"
+FAMILIES = ("llada", "llada_gqa", "mmada", "dream", "sdar")
+
+COMMON = {
+    "task": {"class_path": "Arithmetic", "init_args": {"fewest_digits": 2, "most_digits": 2, "answer_length": 12}},
+    "sampler": {"class_path": "LowConfidence", "init_args": {"steps": 6, "block": 4}},
+    "adapter": {"rank": 2, "alpha": 4},
+    "optimizer": {"lr": 0.05},
+    "compute": {"device": "cpu", "dtype": "float32", "precision": "float32"},
+    "steps": 2,
+}
+REWARD = '''
+def length(completions, **columns):
+    """Share of characters that are letters: random text has some."""
+    return [sum(map(str.isalpha, text)) / 40 for text in completions]
+'''
+
+
+def supervised(folder, family):
+    file = folder / "sft.yaml"
+    file.write_text(json.dumps(COMMON | {"batch": 4}))
+    words = ["--config", str(file), "--model", str(DATA / family), "--out", str(folder / "run")]
+    return words, lambda: sft(parse(SFTConfig, "sft", words))
+
+
+def reinforced(folder, family):
+    file, reward = folder / "train.yaml", folder / "reward.py"
+    file.write_text(json.dumps(COMMON | {"prompts": 2, "answers": 4, "epochs": 2}))
+    reward.write_text(REWARD)
+    words = ["--config", str(file), "--model", str(DATA / family), "--out", str(folder / "run")]
+    words += ["--method", "maskgrpo", "--reward", f"{reward}:length"]
+    return words, lambda: train(parse(TrainConfig, "train", words))
+
+
+@pytest.mark.parametrize("kind", [supervised, reinforced])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trained_model_comes_back_from_its_export(family, kind, tmp_path):
+    _, start = kind(tmp_path, family)
+    run = start()
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    model = load(tmp_path / "out", dtype="float32")
+    ids = torch.randint(280, (2, 20), generator=torch.Generator().manual_seed(0))
+    attend = torch.arange(20) >= torch.tensor([[0], [4]])
+
+    trained, before = load(DATA / family, dtype="float32").backbone, load(DATA / family, dtype="float32").backbone
+    stored = load_file(DATA / family / "model.safetensors")
+    dtype = next(iter(stored.values())).dtype  # a bf16 checkpoint stays one: its merged weights are rounded once
+    trained.load_state_dict({name: value.to(dtype).float() for name, value in merged_state(run.learner.module).items()})
+    with torch.no_grad():
+        logits = model.backbone.logits(ids, attend)
+        assert (logits - trained.logits(ids, attend)).abs().max() <= 1e-5
+        if dtype == torch.float32:
+            assert (logits - run.learner.module(ids, attend)).abs().max() <= 1e-5
+        assert (logits - before.logits(ids, attend)).abs().max() > 1e-2
+
+    saved = load_file(tmp_path / "out/model.safetensors")
+    assert saved.keys() == stored.keys()
+    assert all(saved[name].dtype == stored[name].dtype and saved[name].shape == stored[name].shape for name in saved)
+    changed = {name for name in saved if not torch.equal(saved[name], stored[name])}
+    linear = {theirs for theirs, ours in model.names.items() if ours[0].split(".")[-2] in LINEAR}
+    assert changed == {name for name in linear if name.endswith("weight")}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (DATA / family / name).read_bytes()
+
+
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@pytest.mark.parametrize(("command", "kind"), [("sft", supervised), ("train", reinforced)])
+def test_the_command_line_trains_a_family(command, kind, tmp_path):
+    words, _ = kind(tmp_path, "dream")
+    assert main([command, *words]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert (tmp_path / "run/model/generation_config.json").is_file()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_untrained_model_is_exported_bit_for_bit(family, tmp_path, capsys):
+    load(DATA / family).save(tmp_path / "run/model")
+    (tmp_path / "run/config.yaml").write_text("task: x\n")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    before, after = load_file(DATA / family / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_text_family_samples(family, capsys):
+    command = ["sample", str(DATA / family), "--prompt", "What is two plus two?", "--answer_length", "8"]
+    assert main([*command, "--sampler.steps", "4"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.mark.parametrize("family", (*FAMILIES, "dimoo"))
+def test_doctor_describes_every_family(family, capsys):
+    assert main(["doctor", str(DATA / family)]) == 0
+    text = capsys.readouterr().out
+    model = load(DATA / family, device="meta")
+    assert model.family.name in text
+    assert f"{sum(p.numel() for p in model.backbone.parameters()):,}" in text
+    words = ["mask", "inference", "LoRA", "AdamW", str(model.ids.mask)]
+    if model.images is not None:
+        words += ["image answers", f"{model.images.offset} to {model.images.offset + 8191}", *model.images.roles]
+    for word in words:
+        assert word in text
