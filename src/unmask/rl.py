@@ -20,7 +20,7 @@ from unmask.errors import RunError, UserError
 from unmask.objectives.base import Objective
 from unmask.objectives.gradient import MicroBatch, accumulate_gradient
 from unmask.random import Random
-from unmask.rewards import by_name, combine
+from unmask.rewards import UserRewardError, by_name, combine
 from unmask.rewards.base import Judged, Weighted
 from unmask.run import Run, RunConfig, order
 from unmask.tasks.base import Row
@@ -109,7 +109,7 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
             metrics["time/rollout"] = time.perf_counter() - clock
 
             # judge: rewards, then siblings are compared
-            judged = combine(rewards, completions, asked)
+            judged = _judge(rewards, completions, asked, step)
             _stop_if_rewards_fail(run, config, judged, completions, asked)
             rollouts = _compare(run, config, rollouts, judged, step)
             run.breathe()
@@ -175,6 +175,13 @@ def _roll_out(run: Run, asked: list[Row], group: Tensor, random: Random) -> Roll
         bad = [{"where": "rollout", "prompt": asked[i]["prompt"]} for i in (~sound).nonzero()[:, 0].tolist()]
         run.nonfinite("logits of the rollout are", bad)
     return Rollouts(canvas, answer, group, nothing, sound, nothing)
+
+
+def _judge(rewards: list[Weighted], completions: list[str], asked: list[Row], step: int) -> Judged:
+    try:
+        return combine(rewards, completions, asked)
+    except UserRewardError as error:
+        raise RunError(f"step {step}: {error}; correct it, then --resume goes on") from error
 
 
 def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, completions, asked: list[Row]) -> None:
