@@ -11,7 +11,7 @@ import time
 import torch
 
 from unmask.advantages import Standardized
-from unmask.models.scratch import new_llada
+from unmask.models.scratch import new_model
 from unmask.objectives import Clip
 from unmask.random import Random
 from unmask.samplers import TopProb
@@ -34,7 +34,7 @@ def reward_of(word: str, answer: str) -> float:
 
 def train(steps: int, prompts: int, answers: int, epochs: int, seed: int) -> list[float]:
     """Mean reward of every step."""
-    model = new_llada(ALPHABET, dim=32, layers=2, heads=2, ffn=64, max_length=16, seed=seed)
+    model = new_model(ALPHABET, dim=32, layers=2, heads=2, ffn=64, max_length=16, seed=seed)
     policy: Policy = model.policy()
     optimizer = torch.optim.AdamW(model.backbone.parameters(), lr=1.5e-3, weight_decay=0.0)
 

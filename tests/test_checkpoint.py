@@ -13,7 +13,7 @@ from unmask.errors import UserError
 from unmask.models import SpecialIds, checkpoint, load, weights
 from unmask.models.checkpoint import metadata_of
 from unmask.models.lora import add_lora, merged_state
-from unmask.models.scratch import SPECIAL_TOKENS, character_tokenizer, new_llada
+from unmask.models.scratch import SPECIAL_TOKENS, small_tokenizer, new_model
 
 DATA = Path(__file__).parent / "data"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -396,7 +396,7 @@ SIZES = {"dim": 16, "layers": 2, "heads": 2, "ffn": 24, "max_length": 64}
 @given(alphabet=strategies.text(strategies.characters(codec="utf-8"), min_size=1, max_size=30), data=strategies.data())
 def test_character_tokenizers_round_trip(alphabet, data):
     alphabet = "".join(dict.fromkeys(alphabet))
-    tokenizer = character_tokenizer(alphabet, 64)
+    tokenizer = small_tokenizer(alphabet, 64)
     text = data.draw(strategies.text(alphabet, max_size=40))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == [alphabet.index(character) for character in text]
@@ -409,7 +409,7 @@ def test_a_new_model_is_a_llada_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     alphabet = "0123 +\n=é"
-    model = new_llada(alphabet, **SIZES, kv_heads=1, seed=3)
+    model = new_model(alphabet, **SIZES, kv_heads=1, seed=3)
     model.save(tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert facts["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows no other
@@ -433,12 +433,12 @@ def test_a_new_model_is_a_llada_checkpoint(tmp_path, monkeypatch):
 
 def test_new_weights_are_a_function_of_the_seed():
     torch.manual_seed(0)
-    first = new_llada("01", **SIZES, seed=3).backbone.state_dict()
+    first = new_model("01", **SIZES, seed=3).backbone.state_dict()
     before = torch.get_rng_state()
-    second = new_llada("01", **SIZES, seed=3).backbone.state_dict()
+    second = new_model("01", **SIZES, seed=3).backbone.state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     assert equal(first, second)
-    assert not equal(first, new_llada("01", **SIZES, seed=4).backbone.state_dict())
+    assert not equal(first, new_model("01", **SIZES, seed=4).backbone.state_dict())
     assert first["emb.weight"].std() == pytest.approx(1.0, rel=0.15)
     assert first["blocks.0.q.weight"].std() == pytest.approx(SIZES["dim"] ** -0.5, rel=0.1)
     into_stream = (SIZES["ffn"] * 2 * SIZES["layers"]) ** -0.5
@@ -448,7 +448,7 @@ def test_new_weights_are_a_function_of_the_seed():
 @pytest.mark.parametrize("alphabet", ["", "abca"])
 def test_an_alphabet_that_cannot_be_is_refused(alphabet):
     with pytest.raises(UserError, match="alphabet"):
-        new_llada(alphabet, **SIZES, seed=0)
+        new_model(alphabet, **SIZES, seed=0)
 
 
 def test_adapters_merge_exactly_and_come_off(folder, tmp_path):

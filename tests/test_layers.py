@@ -30,6 +30,7 @@ LAYERS = [
         "describe",
         "guard",
         "messages",
+        "pictures",
     },
     {"types", "random", "schedules"},
     {"errors"},

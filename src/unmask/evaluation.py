@@ -121,8 +121,9 @@ def measure(
                     "task": task,
                     "question": row["prompt"],
                     "ground_truth": row.get("answer"),
-                    "generation": text,
+                    "generation": modality.stored(text),
                     **judgement(score),
+                    "category": row.get("category"),
                     "cluster": row.get("cluster"),
                     "tokens": modality.pieces(x),
                     "revealed_at": order,
@@ -223,7 +224,8 @@ def evaluate(
     if runtime is None:
         runtime = Runtime(Compute(device="cpu" if model.device.type == "cpu" else "auto"))
         runtime.device = model.device
-    sampler = sampler or LowConfidence(steps=task.answer_length)
+    model = model.answering(task.answers)
+    sampler = for_samples(sampler or LowConfidence(steps=task.answer_length), samples, model.modality.greedy)
     rows = rows_of(task, split, items)
     if progress is not None:
         progress.expect(len(rows) * samples)
@@ -232,7 +234,7 @@ def evaluate(
         model.modality,
         rows,
         model.reading(task.metric(parser)),
-        for_samples(sampler, samples),
+        sampler,
         task.answer_length,
         runtime,
         task=task.name,
@@ -242,7 +244,7 @@ def evaluate(
         progress=progress.advance if progress is not None else lambda _: None,
         partial=partial,
     )
-    return record(outcome, task, split, for_samples(sampler, samples), parser, seed=seed, precision=runtime.precision)
+    return record(outcome, task, split, sampler, parser, seed=seed, precision=runtime.precision)
 
 
 def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, Any]:
@@ -292,8 +294,8 @@ def rows_of(task: Task, split: str, items: int | None) -> Sequence[Row]:
     return rows if items is None else rows[: min(items, len(rows))]
 
 
-def for_samples(sampler: Sampler, samples: int) -> Sampler:
-    """Greedy for a single answer; the sampler as it is, at a positive temperature, for several."""
-    if samples == 1:
+def for_samples(sampler: Sampler, samples: int, greedy: bool) -> Sampler:
+    """For a single answer the sampler at temperature 0 if `greedy`; else as it is, at a positive temperature."""
+    if samples == 1 and greedy:
         return sampler.greedy()
     return sampler if sampler.temperature > 0 else replace(sampler, temperature=1.0)

@@ -203,7 +203,7 @@ def _stop_if_rewards_fail(run: Run, config: TrainConfig, judged: Judged, complet
             "where": "reward",
             "reason": reason,
             "prompt": row["prompt"],
-            "completion": completion,
+            "completion": run.modality.stored(completion),
         }
         for reason, row, completion in zip(failures, asked, completions, strict=True)
         if reason is not None
@@ -342,7 +342,7 @@ def _unsound(run: Run, rollouts: Rollouts, views: Sequence[View], rows: Tensor) 
         {
             "where": "update",
             "prompt_index": int(rollouts.group[i]),
-            "completion": completion,
+            "completion": run.modality.stored(completion),
             "reward": float(rollouts.reward[i]),
             "advantage": float(rollouts.advantage[i]),
         }
@@ -396,7 +396,7 @@ def _keep_some(run, config, rollouts: Rollouts, judged: Judged, completions, ask
                 "prompt_index": int(rollouts.group[i]),
                 "copy": i % config.answers,
                 "prompt": asked[i]["prompt"],
-                "completion": completions[i],
+                "completion": run.modality.stored(completions[i]),
                 "tokens": run.modality.pieces(answer.x[i]),
                 "revealed_at": answer.revealed_at[i].tolist(),
                 "rewards": {

@@ -174,13 +174,14 @@ class Run:
         if config.scratch is not None:
             if config.task.alphabet is None:
                 raise UserError(f"scratch makes models for built-in worlds; task {config.task.name} needs --model")
-            model = config.scratch.build(config.task.alphabet, config.seed)
+            task = config.task
+            model = config.scratch.build(task.alphabet, config.seed, task.image_tokenizer, task.answer_length)
         else:
             model = load(config.model or "", revision=config.revision)
         if self._dtype() != "auto":
             model.backbone.to(getattr(torch, self._dtype()))
         model.backbone.checkpointing = compute.checkpointing
-        return model
+        return model.answering(config.task.answers)
 
     def _module(self) -> torch.nn.Module:
         if self.config.adapter is None:
@@ -338,7 +339,7 @@ class Run:
             self.modality,
             self.validation,
             self.success,
-            for_samples(self.config.sampler, 1),
+            for_samples(self.config.sampler, 1, self.modality.greedy),
             self.slots,
             self.runtime,
             batch=evaluation.batch,
@@ -383,6 +384,7 @@ class Run:
                 "task": describe(self.config.task),
                 "sampler": describe(self.config.sampler),
                 "answer_length": self.slots,
+                "answers": self.task.answers,
             }
             with writing(self.directory.model):
                 self.model.save(

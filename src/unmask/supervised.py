@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from unmask.random import Random
 from unmask.run import Run, RunConfig, order
 from unmask.tasks.base import Row
 from unmask.types import Canvas, View
+from unmask.views.counts import ExactCounts
 from unmask.views.score import score
 
 
@@ -29,6 +30,9 @@ class SFTConfig(RunConfig):
         train_tail: the filling after the end token is a target too: this is how LLaDA-type models learn to stop.
         lowest_ratio: floor of the mask probability p.
         stratified: mask ratios are spread evenly over the batch instead of drawn independently.
+        counts: how pictures are masked: exact counts, and the loss is the mean over all masked slots of the batch; null
+            masks and weighs as `loss` and `lowest_ratio` say.
+        blank_share: share of the rows that are trained without their prompt, for classifier-free guidance.
     """
 
     batch: int = 64
@@ -36,6 +40,8 @@ class SFTConfig(RunConfig):
     train_tail: bool = True
     lowest_ratio: float = 1e-3
     stratified: bool = True
+    counts: ExactCounts | None = None
+    blank_share: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,24 +49,41 @@ class SFTConfig(RunConfig):
             raise UserError(f"batch must be at least 1, not {self.batch}")
         if not 0 < self.lowest_ratio <= 1:
             raise UserError(f"lowest_ratio must be in (0, 1], not {self.lowest_ratio}")
+        if not 0 <= self.blank_share <= 1:
+            raise UserError(f"blank_share must be in [0, 1], not {self.blank_share}")
 
 
-def ratios(config: SFTConfig, step: int, index: Tensor) -> Float[Tensor, "b"]:
-    """Mask probability of each row: p = (1 - lowest) t + lowest, t uniform on (0, 1).
+def times(config: SFTConfig, step: int, index: Tensor) -> Float[Tensor, "b"]:
+    """A time t for each row, uniform on (0, 1).
 
     Stratified: t_i = (t_0 + i / batch) mod 1 with one t_0 per step, uniform for each row by itself (MDLM's
     low-discrepancy sampler).
     """
     root = Random.root(config.seed, "level", step, device=index.device)
     spread = (root.uniform(1) + index / config.batch) % 1.0
-    t = spread if config.stratified else root.fold(index).uniform(1)[:, 0]
-    return (1 - config.lowest_ratio) * t + config.lowest_ratio
+    return spread if config.stratified else root.fold(index).uniform(1)[:, 0]
+
+
+def ratios(config: SFTConfig, step: int, index: Tensor) -> Float[Tensor, "b"]:
+    """Mask probability of each row: p = (1 - lowest) t + lowest."""
+    return (1 - config.lowest_ratio) * times(config, step, index) + config.lowest_ratio
 
 
 def corrupt(ratio: Float[Tensor, "b"], target: Bool[Tensor, "b t"], random: Random) -> View:
     """Each answer token hidden with probability p and weighted 1 / p: the expected loss is the ELBO's."""
     mask = (random.uniform(target.shape[1]) < ratio[:, None]) & target
     return View(mask, mask / ratio[:, None])
+
+
+def without_prompts(canvas: Canvas, share: float, random: Random) -> Canvas:
+    """The canvas with this share of its rows replaced by their unconditional twins, which are of the same length."""
+    blank = canvas.blank
+    if not share or blank is None:
+        return canvas
+    drop = random.uniform(1) < share
+    everything = torch.ones_like(canvas.ids, dtype=torch.bool)
+    seen, seen_blank = (everything if one.attend is None else one.attend for one in (canvas, blank))
+    return replace(canvas, ids=blank.ids.where(drop, canvas.ids), attend=seen_blank.where(drop, seen))
 
 
 def sft(config: SFTConfig, resume: bool = False) -> Run:
@@ -83,14 +106,11 @@ def sft(config: SFTConfig, resume: bool = False) -> Run:
             first = (step - 1) * config.batch + run.runtime.rank * local
             batch = [rows[index] for index in order(rows, config.seed, range(first, first + local))]
             canvas, x, filled = _encode(run, batch)
-            target = torch.ones_like(filled) if config.train_tail else filled
 
             index = torch.arange(first, first + local, device=device)
             random = Random.root(config.seed, "corrupt", step, device=device).fold(index)
-            view = corrupt(ratios(config, step, index - (step - 1) * config.batch), target, random)
-            weight, denominator = view.weight, target.sum()
-            if config.loss == "per_answer":
-                weight, denominator = weight / target.sum(1, keepdim=True), torch.tensor(len(batch), device=device)
+            canvas = without_prompts(canvas, config.blank_share, random.fold(1))
+            view, weight, denominator = _hide(config, step, index - (step - 1) * config.batch, filled, random)
             denominator = run.runtime.sum(denominator)
 
             def loss_of(part: Tensor, canvas=canvas, x=x, view=view, weight=weight, total=denominator) -> Tensor:
@@ -112,9 +132,23 @@ def sft(config: SFTConfig, resume: bool = False) -> Run:
     return run
 
 
+def _hide(
+    config: SFTConfig, step: int, index: Tensor, filled: Bool[Tensor, "b t"], random: Random
+) -> tuple[View, Float[Tensor, "b t"], Tensor]:
+    """What is hidden, what each hidden token counts in this process, and what the sum is divided by."""
+    if config.counts is not None:
+        mask = config.counts.mask(times(config, step, index), random.uniform(filled.shape[1])) & filled
+        return View(mask, mask.float()), mask.float(), mask.sum()
+    target = torch.ones_like(filled) if config.train_tail else filled
+    view = corrupt(ratios(config, step, index), target, random)
+    if config.loss == "per_answer":
+        return view, view.weight / target.sum(1, keepdim=True), torch.tensor(len(filled), device=filled.device)
+    return view, view.weight, target.sum()
+
+
 def _encode(run: Run, batch: list[Row]) -> tuple[Canvas, Tensor, Tensor]:
     """Prompts on a canvas, answers, and which answer tokens are not filling."""
-    missing = next((row for row in batch if not isinstance(row.get("completion"), str)), None)
+    missing = next((row for row in batch if row.get("completion") is None), None)
     if missing is not None:
         raise UserError(f"row {missing.get('id')} of task {run.task.name} has no completion to learn from")
     canvas = run.modality.encode([row["prompt"] for row in batch], run.slots)
@@ -147,4 +181,5 @@ def _unsound(run: Run, batch: list[Row], loss_of: Callable[[Tensor], Tensor]) ->
     """The rows whose loss is no number."""
     with torch.no_grad():
         losses = [float(loss_of(torch.tensor([i], device=run.runtime.device))) for i in range(len(batch))]
-    return [row for row, loss in zip(batch, losses, strict=True) if not math.isfinite(loss)]
+    bad = [row for row, loss in zip(batch, losses, strict=True) if not math.isfinite(loss)]
+    return [row | {"completion": run.modality.stored(row["completion"])} for row in bad]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -13,8 +13,14 @@ Prompt = str | Sequence[Mapping[str, Any]]
 """A user's text, or a conversation of `{"role", "content"}` messages."""
 
 
+Completion = Any
+"""What rewards see of an answer: a text, or a picture (`PIL.Image.Image`)."""
+
+
 class Modality(ABC):
     """Encodes prompts, decodes answers, and says which slots of an answer count."""
+
+    greedy: ClassVar[bool] = True  # a single answer is drawn at temperature 0
 
     vocab: tuple[int, int]  # rows [start, stop) of the head that answers are made of
     banned: Bool[Tensor, "k"]  # local ids that can never be an answer
@@ -24,7 +30,9 @@ class Modality(ABC):
         """One row per prompt, with `slots` empty answer slots each."""
 
     @abstractmethod
-    def encode_answers(self, completions: Sequence[str], slots: int) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    def encode_answers(
+        self, completions: Sequence[Completion], slots: int
+    ) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Local ids of given answers (for supervised training), and which slots they really fill."""
 
     @abstractmethod
@@ -32,8 +40,12 @@ class Modality(ABC):
         """Which slots of an answer count."""
 
     @abstractmethod
-    def decode(self, x: Int[Tensor, "b t"]) -> list[str]:
+    def decode(self, x: Int[Tensor, "b t"]) -> list[Completion]:
         """What rewards see of an answer."""
+
+    @abstractmethod
+    def stored(self, completion: Completion) -> str:
+        """A completion as records keep it."""
 
     @abstractmethod
     def pieces(self, x: Int[Tensor, "t"]) -> list[str]:

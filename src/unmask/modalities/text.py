@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.modalities.base import Modality, Prompt
+from unmask.modalities.base import Completion, Modality, Prompt
 from unmask.types import Canvas
 
 
@@ -57,10 +57,7 @@ class Text(Modality):
         return self._tokenize(text)  # the template has written bos already
 
     def _tokenize(self, text: str) -> list[int]:
-        try:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        except Exception as error:  # the tokenizers library raises plain Exception
-            raise UserError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error
+        return encoded(self.tokenizer, text)
 
     def encode(self, prompts: Sequence[Prompt], slots: int) -> Canvas:
         """Rows of the length of the longest prompt + `slots`; `blank` has every prompt token masked (LLaDA)."""
@@ -105,5 +102,20 @@ class Text(Modality):
         rows = [row[:end] for row, end in zip(x.tolist(), ends, strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
+    def stored(self, completion: Completion) -> str:
+        return completion
+
     def pieces(self, x: Int[Tensor, "t"]) -> list[str]:
         return [self.tokenizer.decode([token]) for token in x.tolist()]
+
+
+def encoded(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text, without special tokens added.
+
+    Raises:
+        UserError: the tokenizer does not know some of it.
+    """
+    try:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error

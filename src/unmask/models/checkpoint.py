@@ -4,16 +4,19 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.modalities.text import Text
+from unmask.modalities.base import Modality
+from unmask.modalities.image import Image
+from unmask.modalities.layouts import Layout
+from unmask.modalities.text import Text, encoded
 from unmask.models.backbone import Backbone
 from unmask.models.families import Family, family_of, unfused
 from unmask.models.image_files import load_image_tokenizer
@@ -53,6 +56,7 @@ class Model:
         metadata: content of `unmask.json`, our own notes, read and written with the checkpoint.
         images: where image codes sit in the vocabulary; None for a text model.
         image_folder: with the image tokenizer's files; None where there is none.
+        answers: what the model is asked for; see `answering`.
     """
 
     backbone: Backbone
@@ -66,6 +70,7 @@ class Model:
     metadata: dict[str, Any] = field(default_factory=dict)
     images: ImageIds | None = None
     image_folder: Path | None = None
+    answers: Literal["text", "image"] = "text"
 
     @property
     def vocab(self) -> int:
@@ -80,12 +85,53 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.backbone.dtype
 
+    def answering(self, kind: Literal["text", "image"]) -> "Model":
+        """This model, asked for texts or for pictures; the weights are shared.
+
+        Raises:
+            UserError: it has no image side.
+        """
+        if kind == "image":
+            _ = self._pictures
+        return self if kind == self.answers else replace(self, answers=kind)
+
     @cached_property
-    def modality(self) -> Text:
+    def modality(self) -> Modality:
         """How prompts and answers of this model are encoded."""
-        ends = [one for one in (self.ids.eos, self.ids.end_of_turn) if one is not None]
-        texts = self.images.offset if self.images is not None else self.vocab
-        return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, ends, texts)
+        if self.answers == "text":
+            texts = self.images.offset if self.images is not None else self.vocab
+            return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, self._ends, texts)
+        (images, kind), ids = self._pictures, self.ids
+        layout = kind(partial(encoded, self.tokenizer), images.roles, ids.bos, ids.eos, ids.pad)
+        return Image(layout, images.vocab, ids.mask, self.grid, lambda: self.image_tokenizer)
+
+    @property
+    def _pictures(self) -> tuple[ImageIds, type[Layout]]:
+        if self.images is None or self.family.pictures is None:
+            raise UserError(f"{self.source or 'the model'} is of family {self.family.name}, which makes no pictures")
+        return self.images, self.family.pictures
+
+    @property
+    def _ends(self) -> list[int]:
+        return [one for one in (self.ids.eos, self.ids.end_of_turn) if one is not None]
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of the model's pictures in codes, as `unmask.json` says; None where it does not."""
+        said = self.metadata.get("image_grid")
+        if said is None:
+            return None
+        if not (isinstance(said, list) and len(said) == 2 and all(type(n) is int and 0 < n <= 1024 for n in said)):
+            raise UserError(f"{self.source}/{METADATA}: image_grid must be [height, width] in codes, not {said!r:.60}")
+        return said[0], said[1]
+
+    @property
+    def slots(self) -> int | None:
+        """Answer slots of the model's own pictures; None where it is asked for texts or does not say."""
+        if self.answers == "text":
+            return None
+        count = self.config.get("num_vq_tokens")
+        return self.grid[0] * self.grid[1] if self.grid else count if type(count) is int and count > 0 else None
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer | None:
@@ -124,13 +170,13 @@ class Model:
             autocast: a fresh context around every forward.
             ban: keep ids that can never be an answer out of the softmax; False is for parity with code that does not.
         """
-        banned = self.modality.banned.to(self.device) if ban else None
+        banned = self.modality.banned.to(self.device) if ban and bool(self.modality.banned.any()) else None
         return BackbonePolicy(forward or self.backbone, self.modality.vocab, self.ids.mask, banned, autocast)
 
     def reading(self, reward: Reward) -> Reward:
         """A reward that also knows the end and mask tokens of this model."""
         convert = self.tokenizer.convert_ids_to_tokens
-        return reward.for_tokens(tuple(convert(self.modality.end_ids.tolist())), (convert(self.ids.mask),))
+        return reward.for_tokens(tuple(convert(sorted(set(self._ends)))), (convert(self.ids.mask),))
 
     def save(
         self,
@@ -256,7 +302,15 @@ def load(
         metadata=metadata,
         images=images,
         image_folder=beside if beside.is_dir() else None,
+        answers=_answers(metadata, images, folder),
     )
+
+
+def _answers(metadata: Mapping[str, Any], images: ImageIds | None, folder: Path) -> Literal["text", "image"]:
+    said = metadata.get("answers", "text")
+    if said not in (["text"] if images is None else ["text", "image"]):
+        raise UserError(f"{folder / METADATA}: answers is {said!r:.60}, but must be text, or image where there are codes")
+    return said
 
 
 def metadata_of(source: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unmask.errors import UserError
+from unmask.modalities.layouts import DiMOO, Layout, MMaDA
 from unmask.models.backbone import BackboneConfig
 from unmask.models.settings import MOST_LAYERS, Settings, as_json
 
@@ -28,6 +29,7 @@ class Family:
         layout: official name -> neutral name of every tensor, from the shape and `config.json`; see `names`.
         tied_head: official name of the head, which the file of a tied model may repeat.
         roles: for models that also read and write images: token of each role, see `ImageIds`.
+        pictures: how prompts for pictures are laid out.
         codes: size of the image codebook where `config.json` has no `codebook_size`; 0 for models without images.
         stale_head: the head of a tied model may differ from the embedding and is ignored; otherwise that is an error.
     """
@@ -39,6 +41,7 @@ class Family:
     layout: Callable[[BackboneConfig, Mapping[str, Any]], dict[str, str]]
     tied_head: str
     roles: Mapping[str, str] = field(default_factory=dict)
+    pictures: type[Layout] | None = None
     codes: int = 0
     stale_head: bool = False
 
@@ -286,11 +289,13 @@ LLADA = Family("llada", "llada", ("LLaDAModelLM",), _read_llada, _llada_layout, 
 DIMOO = Family(
     *("lumina-dimoo", "llada", ("LLaDAForMultiModalGeneration",), _read_llada, _llada_layout, _LLADA_HEAD),
     roles=_DIMOO_ROLES,
+    pictures=DiMOO,
     codes=8192,
 )
 MMADA = Family(
     *("mmada", "mmada", ("MMadaModelLM", "LLaDAModelLM"), _read_mmada, _llada_layout, _LLADA_HEAD),
     roles={role: f"<|reserved_token_{index}|>" for index, role in enumerate(_MMADA_ROLES)},
+    pictures=MMaDA,
     codes=8192,
 )
 DREAM = Family("dream", "Dream", ("DreamModel",), _read_dream, _qwen_layout, _QWEN_HEAD, stale_head=True)

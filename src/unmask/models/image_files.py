@@ -8,10 +8,13 @@ import torch
 from unmask.errors import UserError
 from unmask.models.image_tokenizer import ImageTokenizer
 from unmask.models.magvit import DERIVED, Magvit
+from unmask.models.patch_codebook import PatchCodebook
 from unmask.models.settings import Settings, as_json
 from unmask.models.vqmodel import VQModel
 from unmask.models.weights import first_few, opened, read_json
 
+KINDS: dict[str, type[ImageTokenizer]] = {"MAGVITv2": Magvit, "VQModel": VQModel, "PatchCodebook": PatchCodebook}
+"""Image tokenizers by `_class_name`."""
 FILES = ("pytorch_model.safetensors", "diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
@@ -19,8 +22,8 @@ def load_image_tokenizer(folder: Path) -> ImageTokenizer:
     """An image tokenizer in float32 on the CPU, frozen.
 
     Args:
-        folder: `config.json`, whose `_class_name` is MAGVITv2 or VQModel (there it may be missing), and the weights in
-            one of `FILES`.
+        folder: `config.json`, whose `_class_name` is in `KINDS` (VQModel may leave it out), and the weights in one of
+            `FILES`.
 
     Raises:
         UserError: in one line, what is missing, unknown or broken, and in which file.
@@ -31,12 +34,12 @@ def load_image_tokenizer(folder: Path) -> ImageTokenizer:
         raise UserError(f"{folder} has no weights of an image tokenizer: none of {', '.join(FILES)}")
     unnamed = "VQModel" if "num_vq_embeddings" in settings.values else None
     kind = settings.values.get("_class_name", unnamed)
-    if kind not in ("MAGVITv2", "VQModel"):
-        raise UserError(f"{settings.where}: _class_name {as_json(kind)} is not supported; supported: MAGVITv2, VQModel")
+    if kind not in KINDS:
+        raise UserError(f"{settings.where}: _class_name {as_json(kind)} is not supported; supported: {', '.join(KINDS)}")
     with opened(file) as tensors:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         with torch.device("meta"):
-            module = VQModel.of(settings) if kind == "VQModel" else Magvit.of(shapes, str(file))
+            module = KINDS[kind].of(settings, shapes, str(file))
         names = _parameters(module)
         known = {name: shape for name, shape in shapes.items() if name not in DERIVED}
         missing, extra = names.keys() - known.keys(), known.keys() - names.keys()
@@ -55,8 +58,8 @@ def load_image_tokenizer(folder: Path) -> ImageTokenizer:
     return module.eval().requires_grad_(False)
 
 
-def _parameters(module: Magvit | VQModel) -> Mapping[str, str]:
+def _parameters(module: ImageTokenizer) -> Mapping[str, str]:
     """Official name -> neutral name of every parameter."""
     there = {name for name, _ in module.named_parameters()}
-    pairs = {f"{t}.{kind}": f"{o}.{kind}" for t, o in module.names().items() for kind in ("weight", "bias")}
+    pairs = {f"{t}{kind}": f"{o}{kind}" for t, o in module.names().items() for kind in ("", ".weight", ".bias")}
     return {theirs: ours for theirs, ours in pairs.items() if ours in there}

@@ -1,7 +1,7 @@
 """The contract of image tokenizers: pictures to grids of codes and back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unmask.errors import UserError
 from unmask.models.codec import CodecConfig, Decoder, Encoder
+from unmask.models.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 class ImageTokenizer(nn.Module, ABC):
     """Pictures as grids of codes.
-
-    Args:
-        encoder, decoder: shapes of the two halves.
-        width: numbers per code between them.
 
     Attributes:
         codes: size of the codebook.
@@ -31,8 +28,72 @@ class ImageTokenizer(nn.Module, ABC):
     """
 
     codes: int
+    factor: int
     pixel_range: tuple[float, float]
     rounds: bool
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
+        """Codes 0 .. codes - 1 of pictures; `flatten(1)` is the order of tokens, row by row.
+
+        Raises:
+            UserError: sides that are no multiple of the factor.
+        """
+
+    @abstractmethod
+    def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Pixels of grids of codes, not clamped."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, settings: Settings, shapes: Mapping[str, tuple[int, ...]], where: str) -> "ImageTokenizer":
+        """The module, without values, for a `config.json` and the shapes of the tensors in the file `where`.
+
+        Raises:
+            UserError: a setting or a tensor that is missing or not supported.
+        """
+
+    @abstractmethod
+    def names(self) -> dict[str, str]:
+        """Official name -> neutral name of every module or parameter."""
+
+    def whole(self, pixels: Tensor) -> None:
+        """Raises UserError unless both sides are whole numbers of codes."""
+        height, width = pixels.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise UserError(
+                f"a picture of {width} x {height} pixels has no whole number of codes: "
+                f"both sides must be multiples of {self.factor}"
+            )
+
+    def from_pictures(self, pictures: Sequence["Image"], size: tuple[int, int]) -> Float[Tensor, "b 3 height width"]:
+        """Pixels of PIL images: scaled (bicubic) until they cover `size` (width, height), then cut at the centre."""
+        rows = [np.asarray(_cover(picture, size), dtype=np.float32) / 255 for picture in pictures]
+        low, high = self.pixel_range
+        pixels = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2) * (high - low) + low
+        return pixels.contiguous().to(self.device)
+
+    def to_pictures(self, pixels: Float[Tensor, "b 3 height width"]) -> list["Image"]:
+        """PIL images of pixels, clamped to the range."""
+        from PIL import Image
+
+        low, high = self.pixel_range
+        scaled = ((pixels.float() - low) / (high - low)).clamp(0, 1) * 255
+        scaled = scaled.round() if self.rounds else scaled
+        return [Image.fromarray(one) for one in scaled.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()]
+
+
+class Convolutional(ImageTokenizer):
+    """An image tokenizer that quantises what a convolutional encoder makes of a picture.
+
+    Args:
+        encoder, decoder: shapes of the two halves.
+        width: numbers per code between them.
+    """
 
     def __init__(self, encoder: CodecConfig, decoder: CodecConfig, width: int):
         super().__init__()
@@ -55,39 +116,16 @@ class ImageTokenizer(nn.Module, ABC):
         Raises:
             UserError: sides that are no multiple of the factor.
         """
-        height, width = pixels.shape[-2:]
-        if height % self.factor or width % self.factor:
-            raise UserError(
-                f"a picture of {width} x {height} pixels has no whole number of codes: "
-                f"both sides must be multiples of {self.factor}"
-            )
+        self.whole(pixels)
         return self.before_quant(self.encoder(pixels))
 
     @torch.no_grad()
-    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
-        """Codes 0 .. codes - 1 of pictures; `flatten(1)` is the order of tokens, row by row. Errors: see `latents`."""
+    def encode(self, pixels):
         return self.quantise(self.latents(pixels))
 
     @torch.no_grad()
-    def decode(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Pixels of grids of codes, not clamped."""
+    def decode(self, codes):
         return self.decoder(self.after_quant(self.entries(codes)))
-
-    def from_pictures(self, pictures: Sequence["Image"], size: tuple[int, int]) -> Float[Tensor, "b 3 height width"]:
-        """Pixels of PIL images: scaled (bicubic) until they cover `size` (width, height), then cut at the centre."""
-        rows = [np.asarray(_cover(picture, size), dtype=np.float32) / 255 for picture in pictures]
-        low, high = self.pixel_range
-        pixels = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2) * (high - low) + low
-        return pixels.contiguous().to(self.before_quant.weight.device)
-
-    def to_pictures(self, pixels: Float[Tensor, "b 3 height width"]) -> list["Image"]:
-        """PIL images of pixels, clamped to the range."""
-        from PIL import Image
-
-        low, high = self.pixel_range
-        scaled = ((pixels.float() - low) / (high - low)).clamp(0, 1) * 255
-        scaled = scaled.round() if self.rounds else scaled
-        return [Image.fromarray(one) for one in scaled.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()]
 
 
 def _cover(picture: "Image", size: tuple[int, int]) -> "Image":

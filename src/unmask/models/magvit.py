@@ -6,7 +6,8 @@ import torch
 
 from unmask.errors import UserError
 from unmask.models.codec import CodecConfig, CodecNames
-from unmask.models.image_tokenizer import ImageTokenizer
+from unmask.models.image_tokenizer import Convolutional
+from unmask.models.settings import Settings
 
 NAMES = CodecNames(
     stages=("down.{}", "up.{}"),
@@ -22,7 +23,7 @@ DERIVED = ("quantize.embedding", "quantize.power_vals")
 """Tensors of the file that follow from the number of bits."""
 
 
-class Magvit(ImageTokenizer):
+class Magvit(Convolutional):
     """A code is the signs of its latents: bit c, the most significant first, is latent c > 0.
 
     Pixels are in [-1, 1].
@@ -53,12 +54,13 @@ class Magvit(ImageTokenizer):
         return inside | {"encoder.quant_conv": "before_quant", "decoder.post_quant_conv": "after_quant"}
 
     @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]], where: str) -> "Magvit":
+    def of(cls, settings: Settings, shapes: Mapping[str, tuple[int, ...]], where: str) -> "Magvit":
         """The module for these tensors: its `config.json` says nothing about sizes, so the shapes do.
 
         Raises:
             UserError: a tensor that tells a size is not there.
         """
+        del settings
 
         def channels(name: str) -> tuple[int, ...]:
             if name not in shapes:

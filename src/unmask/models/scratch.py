@@ -1,6 +1,7 @@
-"""New small models in LLaDA's format, with a tokenizer of single characters."""
+"""New small models in the formats of LLaDA and MMaDA, with a tokenizer of single characters or words."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,14 +9,16 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from unmask.errors import UserError
 from unmask.models.backbone import Backbone
 from unmask.models.checkpoint import Model
-from unmask.models.families import LLADA
+from unmask.models.families import LLADA, MMADA
+from unmask.models.image_files import load_image_tokenizer
 from unmask.models.settings import Settings
-from unmask.models.special import special_ids
+from unmask.models.special import image_ids, special_ids
 from unmask.models.weights import parse_dtype, read_json, write_json
 
 BOS, EOS, MASK, END_OF_TURN = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>"
@@ -24,8 +27,8 @@ SPECIAL_TOKENS = (BOS, EOS, MASK, "<|start_header_id|>", "<|end_header_id|>", EN
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}" + END_OF_TURN
 
 
-def new_llada(
-    alphabet: str,
+def new_model(
+    alphabet: str | Sequence[str],
     *,
     dim: int,
     layers: int,
@@ -35,24 +38,30 @@ def new_llada(
     theta: float = 10_000.0,
     max_length: int,
     seed: int,
+    image_tokenizer: Path | None = None,
+    image_slots: int = 0,
 ) -> Model:
-    """A freshly initialised model in the official format of LLaDA, on the CPU in float32.
+    """A freshly initialised model on the CPU in float32, in the official format of LLaDA; of MMaDA if it makes pictures.
 
     Embeddings are drawn from N(0, 1) and matrices from N(0, 1 / inputs); those that write into the residual stream are
     divided by sqrt(2 layers), and the head is nearly 0: the first answers are uniform. Models this small learn several
     times faster so than from N(0, 0.02^2) everywhere.
 
     Args:
-        alphabet: every character becomes one token, in this order; LLaDA's special tokens follow.
+        alphabet: every character (or, of a list, every word) becomes one token, in this order; special tokens follow.
         dim, layers, heads, ffn, kv_heads, theta: see `BackboneConfig`; kv_heads None is heads.
         max_length: longest sequence, written to the configuration.
         seed: of the weights; equal seeds give equal weights.
+        image_tokenizer: its folder, for a model that makes pictures.
+        image_slots: codes of a picture.
 
     Raises:
-        UserError: a repeated character; sizes that do not fit each other.
+        UserError: a repeated character; sizes that do not fit each other; no such image tokenizer.
     """
-    tokenizer = character_tokenizer(alphabet, max_length)
-    vocabulary = tokenizer.get_vocab()
+    codes = 0 if image_tokenizer is None else load_image_tokenizer(image_tokenizer).codes
+    family = MMADA if codes else LLADA
+    tokenizer = small_tokenizer(alphabet, max_length, tuple(family.roles.values()))
+    vocabulary, rows = tokenizer.get_vocab(), len(tokenizer) + codes
     config = {
         "activation_type": "silu",
         "alibi": False,
@@ -66,7 +75,7 @@ def new_llada(
         "block_type": "llama",
         "d_model": dim,
         "embedding_dropout": 0.0,
-        "embedding_size": len(tokenizer),
+        "embedding_size": rows,
         "eos_token_id": vocabulary[EOS],
         "flash_attention": False,
         "include_bias": False,
@@ -97,10 +106,22 @@ def new_llada(
         "scale_logits": False,
         "torch_dtype": "float32",
         "use_cache": False,
-        "vocab_size": len(tokenizer),
+        "vocab_size": rows,
         "weight_tying": False,
     }
-    shape = LLADA.read(Settings(config, "new model"))
+    if codes:
+        config |= {
+            "architectures": ["MMadaModelLM"],
+            "codebook_size": codes,
+            "llm_vocab_size": len(tokenizer),
+            "model_type": "mmada",
+            "new_vocab_size": rows,
+            "num_new_special_tokens": 0,
+            "num_vq_tokens": image_slots,
+            "tie_word_embeddings": False,
+            "w_clip_vit": False,
+        }
+    shape = family.read(Settings(config, "new model"))
     with torch.device("meta"):
         backbone = Backbone(shape)
     backbone.to_empty(device="cpu")
@@ -108,12 +129,14 @@ def new_llada(
     return Model(
         backbone=backbone.eval(),
         tokenizer=tokenizer,
-        family=LLADA,
+        family=family,
         config=config,
         ids=special_ids(config, {}, tokenizer, shape.vocab, "new model"),
         files=_files_of(tokenizer),
         source=None,
-        stored=dict.fromkeys(LLADA.names(shape), torch.float32),
+        stored=dict.fromkeys(family.names(shape), torch.float32),
+        images=image_ids(family.roles, codes, tokenizer, rows, "new model") if codes else None,
+        image_folder=image_tokenizer,
     )
 
 
@@ -143,22 +166,29 @@ def _files_of(tokenizer: Any) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
-def character_tokenizer(alphabet: str, max_length: int) -> Any:
-    """A `PreTrainedTokenizerFast` of single characters and LLaDA's special tokens.
+def small_tokenizer(alphabet: str | Sequence[str], max_length: int, more: Sequence[str] = ()) -> Any:
+    """A `PreTrainedTokenizerFast` of single characters, or of words, and LLaDA's special tokens.
 
-    There is no unknown token: a character outside the alphabet raises. The chat template is bos, the contents of the
+    There is no unknown token: what is outside the alphabet raises. The chat template is bos, the contents of the
     messages, `<|eot_id|>`.
 
+    Args:
+        alphabet: a text: its characters; a list: words, which blanks separate.
+        more: further special tokens.
+
     Raises:
-        UserError: the alphabet is empty or repeats a character.
+        UserError: the alphabet is empty or repeats something.
     """
-    twice = sorted({character for character in alphabet if alphabet.count(character) > 1})
+    twice = sorted({one for one in alphabet if alphabet.count(one) > 1})
     if twice or not alphabet:
         raise UserError(f"the alphabet {'repeats ' + ', '.join(map(repr, twice)) if twice else 'is empty'}")
-    tokenizer = Tokenizer(models.WordLevel({character: index for index, character in enumerate(alphabet)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer = Tokenizer(models.WordLevel({one: index for index, one in enumerate(alphabet)}))
+    words: PreTokenizer = pre_tokenizers.WhitespaceSplit()
+    characters: PreTokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.pre_tokenizer = characters if isinstance(alphabet, str) else words
+    if isinstance(alphabet, str):
+        tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (*SPECIAL_TOKENS, *more)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -172,7 +202,7 @@ def character_tokenizer(alphabet: str, max_length: int) -> Any:
 
 @dataclass(frozen=True)
 class Scratch:
-    """A new small model as a setting: see `new_llada`.
+    """A new small model as a setting: see `new_model`.
 
     Args:
         dim, layers, heads, ffn, theta: see `BackboneConfig`.
@@ -188,9 +218,11 @@ class Scratch:
     max_length: int = 256
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
-    def build(self, alphabet: str, seed: int) -> Model:
-        """The model, with a tokenizer for this alphabet."""
-        model = new_llada(
+    def build(
+        self, alphabet: str | Sequence[str], seed: int, image_tokenizer: Path | None = None, image_slots: int = 0
+    ) -> Model:
+        """The model, with a tokenizer for this alphabet; it makes pictures if there is an image tokenizer."""
+        model = new_model(
             alphabet,
             dim=self.dim,
             layers=self.layers,
@@ -199,6 +231,8 @@ class Scratch:
             theta=self.theta,
             max_length=self.max_length,
             seed=seed,
+            image_tokenizer=image_tokenizer,
+            image_slots=image_slots,
         )
         model.stored = dict.fromkeys(model.stored, parse_dtype(self.dtype))
         model.config["torch_dtype"] = self.dtype

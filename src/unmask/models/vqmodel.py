@@ -1,10 +1,12 @@
 """`VQModel` of diffusers, the image tokenizer of Lumina-DiMOO: nearest entries of a learned codebook (VQGAN)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from unmask.models.codec import CodecConfig, CodecNames
-from unmask.models.image_tokenizer import ImageTokenizer
+from unmask.models.image_tokenizer import Convolutional
 from unmask.models.settings import Settings
 
 NAMES = CodecNames(
@@ -19,7 +21,7 @@ NAMES = CodecNames(
 )
 
 
-class VQModel(ImageTokenizer):
+class VQModel(Convolutional):
     """A code is the number of the nearest codebook entry. Pixels are in [0, 1]."""
 
     pixel_range = (0.0, 1.0)
@@ -46,12 +48,13 @@ class VQModel(ImageTokenizer):
         return inside | outside
 
     @classmethod
-    def of(cls, settings: Settings) -> "VQModel":
+    def of(cls, settings: Settings, shapes: Mapping[str, tuple[int, ...]], where: str) -> "VQModel":
         """The module of a configuration. `mid_block_add_attention` may be missing: true, as in diffusers.
 
         Raises:
             UserError: a key that is missing or has a value that is not supported.
         """
+        del shapes, where
         widths = settings.integers("block_out_channels")
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if settings.get(key) != [kind] * len(widths):

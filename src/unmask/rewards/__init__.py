@@ -4,6 +4,7 @@ from unmask.errors import UserError
 from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
 from unmask.rewards.code import Code
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
+from unmask.rewards.shapes import ShapesDrawn
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
 from unmask.rewards.user import UserReward, UserRewardError
 
@@ -22,6 +23,7 @@ __all__ = [
     "Reward",
     "Row",
     "Score",
+    "ShapesDrawn",
     "SudokuSolved",
     "TextReward",
     "UserReward",
@@ -33,7 +35,10 @@ __all__ = [
 
 NAMES: dict[str, type[Reward]] = {
     reward.name: reward
-    for reward in (Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code)
+    for reward in (
+        *(Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
+        ShapesDrawn,
+    )
 }
 
 

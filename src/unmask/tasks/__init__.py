@@ -8,6 +8,7 @@ from unmask.tasks.countdown import Countdown
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.programs import Programs
 from unmask.tasks.prompts import Prompts
+from unmask.tasks.shapes import Shapes
 from unmask.tasks.sudoku import Sudoku
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Programs",
     "Prompts",
     "Row",
+    "Shapes",
     "Sudoku",
     "Task",
     "World",
@@ -28,7 +30,8 @@ __all__ = [
 ]
 
 NAMES: dict[str, type[Task]] = {
-    task.name: task for task in (Sudoku, Countdown, Arithmetic, Programs, GSM8K, Prompts, MBPP, HumanEval, AceCode)
+    task.name: task
+    for task in (Sudoku, Countdown, Arithmetic, Programs, Shapes, GSM8K, Prompts, MBPP, HumanEval, AceCode)
 }
 
 

@@ -5,7 +5,8 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from pathlib import Path
+from typing import Any, ClassVar, Literal, overload
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
@@ -32,7 +33,9 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    alphabet: ClassVar[str | None] = None  # all characters of prompts and answers, for a character tokenizer
+    answers: ClassVar[Literal["text", "image"]] = "text"  # what a model is asked for
+    alphabet: ClassVar[str | Sequence[str] | None] = None  # for the tokenizer of a new model: all characters, or words
+    image_tokenizer: ClassVar[Path | None] = None  # folder with the image tokenizer of a new model
     protocol: ClassVar[str] = "unmask"  # how prompts are worded; stands in result files
     parser: ClassVar[str] = "unmask"  # how answers are read; stands in result files
     other_parsers: ClassVar[Mapping[str, Reward]] = {}  # name -> metric that reads answers in another way
