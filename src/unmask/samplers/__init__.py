@@ -3,6 +3,7 @@
 from unmask.samplers.base import Sampler
 from unmask.samplers.confidence import Entropy, LowConfidence, Margin, TopProb
 from unmask.samplers.guidance import Guided
+from unmask.samplers.maskgit import MaskGIT
 from unmask.samplers.planned import Ancestral, LeftToRight, RandomOrder
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LeftToRight",
     "LowConfidence",
     "Margin",
+    "MaskGIT",
     "RandomOrder",
     "Sampler",
     "TopProb",
