@@ -109,7 +109,7 @@ def test_maskgit_gives_the_recorded_codes_with_the_compounded_noise(case):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unmask.samplers.base.State", Multinomial)
         sampler = Fed(
-            steps=case["T"], guidance=case["cfg"], schedule=SCHEDULES[case["schedule"]], noise=1.0, compounded=True
+            steps=case["T"], guidance=case["cfg"], schedule=SCHEDULES[case["schedule"]], annealing="compounded"
         )
         answer = sampler(POLICY, canvas(), Random.root(0, "golden").fold(torch.arange(2)))
     assert torch.equal(answer.x, torch.tensor(SAMPLED[f"maskgit_model_{case['case']}"]))
@@ -121,7 +121,7 @@ def test_maskgit_writes_as_many_codes_per_step_as_recorded(case):
     stay = 16 - counts.cumsum(1)
     stay[:, -1] = 1  # the recorded code leaves one mask behind in the sequence, though not in the codes it returns
     assert stay.T.tolist() == case["maskgit_mask_len"]
-    parity, ours = (MaskGIT(steps=case["T"], compounded=one) for one in (True, False))
+    ours, parity = (MaskGIT(steps=case["T"], annealing=one) for one in ("linear", "compounded"))
     assert [parity.tau(n, case["T"]) for n in range(case["T"])] == pytest.approx(case["maskgit_temperatures"])
     assert [ours.tau(n, case["T"]) for n in range(case["T"])] == pytest.approx(
         [1 - (n + 1) / case["T"] for n in range(case["T"])]

@@ -26,7 +26,7 @@ class Image(Modality):
     Attributes:
         hide_pads: False lets every token see the pads: only to compare with numbers of code that ignores padding.
         text_part: ids of every prompt, pads included; None: as many as the longest prompt of a batch has.
-        cut: captions that are too long are cut as the original code does; otherwise they are refused.
+        cut: captions that are too long are cut before their last id, as MMaDA's code does; otherwise they are refused.
         longest: ids of a prompt, at most. MMaDA is trained with 256 and one for the task.
 
     Args:
@@ -83,7 +83,9 @@ class Image(Modality):
         if prompt is not None and not isinstance(prompt, str):
             raise UserError("a prompt for pictures is one text, not a conversation")
         most = self.longest if self.text_part is None else self.text_part
-        ids = self.layout.prompt(prompt, most if self.cut else None)
+        ids = self.layout.prompt(prompt)
+        if len(ids) > most and self.cut:
+            return [*ids[: most - 1], ids[-1]]
         if len(ids) > most:
             raise UserError(f"caption of {len(ids)} tokens, at most {most} are possible: shorten {str(prompt)[:60]!r}")
         return ids

@@ -30,8 +30,8 @@ class Layout(ABC):
         """Id of the pads."""
 
     @abstractmethod
-    def prompt(self, text: str | None, most: int | None = None) -> list[int]:
-        """Ids of a caption; None is the unconditional prompt. `most` cuts the caption so that so many ids are left."""
+    def prompt(self, text: str | None) -> list[int]:
+        """Ids of a caption; None is the unconditional prompt."""
 
     @abstractmethod
     def frame(self, height: int, width: int) -> list[int]:
@@ -45,31 +45,34 @@ class MMaDA(Layout):
     def filler(self) -> int:
         return self.roles["pad"]
 
-    def prompt(self, text, most=None):
-        ids = [self.roles["t2i"], *([] if self.bos is None else [self.bos]), *self.tokenize(text or ""), self.eos]
-        return ids if most is None or len(ids) <= most else [*ids[: most - 1], self.eos]
+    def prompt(self, text):
+        return [self.roles["t2i"], *([] if self.bos is None else [self.bos]), *self.tokenize(text or ""), self.eos]
 
     def frame(self, height, width):
         return [self.roles["soi"], *[SLOT] * (height * width), self.roles["eoi"]]
 
 
+@dataclass(frozen=True)
 class DiMOO(Layout):
     """Lumina-DiMOO: an instruction and the caption, then the picture with a mark at the end of each row of codes.
 
     `<system>..</system><user>text</user> <answer> <IMAGE> (row, row end) * height </IMAGE> </answer>`.
+
+    Args:
+        instruction: the system's text.
     """
 
-    instruction = "Generate an image according to the text prompt."
+    instruction: str = "Generate an image according to the text prompt."
 
     @property
     def filler(self) -> int:
         return self.pad
 
-    def prompt(self, text, most=None):
-        user = [self.roles["unconditional"]] if text is None else self.tokenize(text)
-        before = self.tokenize(f"<system>{self.instruction}</system><user>")
-        after = self.tokenize("</user>")
-        return [*before, *user[: None if most is None else max(0, most - len(before) - len(after))], *after]
+    def prompt(self, text):
+        if text is not None:
+            return self.tokenize(f"<system>{self.instruction}</system><user>{text}</user>")
+        before, after = (self.tokenize(part) for part in (f"<system>{self.instruction}</system><user>", "</user>"))
+        return [*before, self.roles["unconditional"], *after]
 
     def frame(self, height, width):
         rows = [*[SLOT] * width, self.roles["row_end"]] * height

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,14 +33,14 @@ class MaskGIT(Sampler):
 
     Args:
         schedule: the masked share as a function of time; it decides how many slots each step writes.
-        noise: tau before the first step; tau = noise (1 - (n + 1) / N) at step n of N.
-        compounded: multiply tau by that factor at every step instead, as the code of MMaDA and MaskGRPO does: for
-            parity with them.
+        noise: scale of the noise, before it anneals.
+        annealing: linear: tau = noise (1 - (n + 1) / N) at step n of N. The others are for parity: compounded multiplies
+            by that factor at every step (the code of MMaDA and MaskGRPO), none keeps the noise (Lumina-DiMOO's).
     """
 
     schedule: Schedule = field(default_factory=Cosine)
     noise: float = 1.0
-    compounded: bool = False
+    annealing: Literal["linear", "compounded", "none"] = "linear"
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,7 +50,7 @@ class MaskGIT(Sampler):
     def tau(self, step: int, steps: int) -> float:
         """Scale of the noise at step 0 .. steps - 1."""
         factors = [1 - (i + 1) / steps for i in range(step + 1)]
-        return self.noise * (math.prod(factors) if self.compounded else factors[-1])
+        return self.noise * {"linear": factors[-1], "compounded": math.prod(factors), "none": 1.0}[self.annealing]
 
     def gumbel(self, state: State, at: Int[Tensor, "n 2"], step: int) -> Float[Tensor, "n"]:
         """Gumbel noise of the confidences."""
