@@ -208,6 +208,10 @@ MISTAKES = {
         T --compute.checkpointing maybe             | compute.checkpointing: must be true or false, not 'maybe'
         T --adapter yes                             | adapter: must be a mapping of its options (rank
         T --adapter.rank 0                          | rank must be at least 1, not 0
+        T --adapter.alpha -1                        | adapter.alpha must be positive, not -1
+        T --evaluation.stop_at 7                    | evaluation.stop_at is a share in [0, 1], not 7
+        T --max_dropped_share 2                     | max_dropped_share is a share in [0, 1]
+        T --compute.threads 1000000000              | compute.threads must be in 1 .. 4096
         T --adapter.rank x                          | adapter.rank: must be a whole number, not 'x'
         T --adapter.targets [nothing]               | 'nothing' matches nothing: use attention
         T --evaluation.stop_at 0.5                  | need evaluation.every > 0

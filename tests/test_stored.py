@@ -191,7 +191,7 @@ def test_an_evaluation_that_was_cut_anywhere_goes_on_to_the_same_result(tmp_path
     with pytest.raises(UserError, match=r"settings differ .*\(seed\)"):
         Partial(path, {"seed": 4}, resume=True)
     path.write_text("[]\n")
-    with pytest.raises(UserError, match="not an evaluation that can be resumed"):
+    with pytest.raises(UserError, match="line 1 is no JSON object"):
         Partial(path, {"seed": 3}, resume=True)
 
 

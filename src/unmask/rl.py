@@ -69,6 +69,8 @@ class TrainConfig(RunConfig):
             raise UserError(f"answers must be at least 2 (an answer is compared with its siblings), not {self.answers}")
         if self.prompts < 1 or self.epochs < 1 or self.updates_per_epoch < 1:
             raise UserError("prompts, epochs and updates_per_epoch must be at least 1")
+        if not 0 <= self.max_dropped_share <= 1 or self.logged_rollouts < 0:
+            raise UserError("max_dropped_share is a share in [0, 1], logged_rollouts must not be negative")
         if self.reward_weights and len(self.reward_weights) != len(self.rewards):
             raise UserError(f"{len(self.rewards)} rewards need as many reward_weights, not {len(self.reward_weights)}")
 

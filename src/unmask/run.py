@@ -54,6 +54,8 @@ class Evaluation:
     def __post_init__(self):
         if self.every < 0 or self.batch < 1:
             raise UserError("evaluation.every must not be negative and evaluation.batch must be positive")
+        if self.stop_at is not None and not 0 <= self.stop_at <= 1:
+            raise UserError(f"evaluation.stop_at is a share in [0, 1], not {self.stop_at}")
         if not self.every and (self.stop_at is not None or self.keep_best):
             raise UserError("evaluation.stop_at and keep_best need evaluation.every > 0")
 

@@ -50,8 +50,8 @@ class Compute:
     def __post_init__(self):
         if self.micro_batch < 0 or self.rollout_batch < 0:
             raise UserError("compute.micro_batch and compute.rollout_batch must be positive, or 0 for all")
-        if self.threads < 0:
-            raise UserError("compute.threads must be positive, or 0 for torch's own choice")
+        if not 0 <= self.threads <= 4096:
+            raise UserError(f"compute.threads must be in 1 .. 4096, or 0 for torch's own choice, not {self.threads}")
 
 
 @dataclass(frozen=True)

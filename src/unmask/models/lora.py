@@ -109,6 +109,10 @@ class LoRA:
     alpha: float = 64.0
     targets: tuple[str, ...] = ("attention", "mlp")
 
+    def __post_init__(self):
+        if self.alpha <= 0:
+            raise UserError(f"adapter.alpha must be positive, not {self.alpha}")
+
     def attach(self, backbone: Backbone, seed: int) -> PeftModel:
         """See `add_lora`. There is no dropout: old and new log-probabilities must be comparable."""
         return add_lora(backbone, self.rank, self.alpha, targets=self.targets, seed=seed)
