@@ -13,7 +13,7 @@ from unmask.errors import UserError
 from unmask.models import SpecialIds, checkpoint, load, weights
 from unmask.models.checkpoint import metadata_of
 from unmask.models.lora import add_lora, merged_state
-from unmask.models.scratch import SPECIAL_TOKENS, small_tokenizer, new_model
+from unmask.models.scratch import SPECIAL_TOKENS, new_model, small_tokenizer
 
 DATA = Path(__file__).parent / "data"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -181,7 +181,11 @@ def test_dimoos_traces_are_equal_code_for_code_and_can_be_seen(guidance, monkeyp
 
 SAMPLERS = [
     *(Ancestral(steps=5, schedule=one) for one in (Cosine(), Linear(), Power())),
-    *(Ancestral(steps=7, exact_count=True), MaskGIT(steps=5), MaskGIT(steps=3, schedule=Linear(), annealing="compounded")),
+    *(
+        Ancestral(steps=7, exact_count=True),
+        MaskGIT(steps=5),
+        MaskGIT(steps=3, schedule=Linear(), annealing="compounded"),
+    ),
     *(Ancestral(steps=1), MaskGIT(steps=1), MaskGIT(steps=100), Ancestral(steps=100)),
 ]
 

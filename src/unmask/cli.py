@@ -18,7 +18,7 @@ USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
   unmask demo                               see it work: a tiny model learns sudoku, in minutes, on a CPU
   unmask sft --config PRESET --out DIR      supervised fine-tuning
   unmask train --config PRESET --out DIR    reinforcement learning
-  unmask sample MODEL --prompt TEXT         answers of a model
+  unmask sample MODEL --prompt TEXT         answers of a model (--to image --out FILE.png: a picture)
   unmask eval MODEL --task NAME             success on a task, as JSON with every generation
   unmask eval --task NAME --generations F   stored generations (JSON, JSONL) judged again, without a model
   unmask report RUN                         one page about a run
@@ -142,7 +142,7 @@ def demo(words: list[str]) -> None:
     parser.add_argument("--task", default="sudoku", help="which world")
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--out", type=str | None, default=None, help="run directory; default runs/demo-TASK-seedN")
-    parser.add_argument("--method", default="maskgrpo", help="method preset, see `unmask presets`")
+    parser.add_argument("--method", type=str | None, default=None, help="method preset; default: the demo's own")
     parser.add_argument("--steps", type=int | None, default=None, help="rollout batches; default: the preset's")
     parser.add_argument("--shuffle_rewards", type=bool, default=False, help="control: rewards without information")
     options = _parse(parser, words)
@@ -156,12 +156,17 @@ def sample(words: list[str]) -> None:
     from unmask.generate import generate
     from unmask.samplers import Sampler
 
-    parser = _parser("sample", "Answers of a model to a prompt, on stdout.")
+    parser = _parser("sample", "Answers of a model to a prompt: texts on stdout, pictures in files.")
     parser.add_argument("model", help="directory, run directory, hub id or builtin:NAME")
     parser.add_argument("--prompt", required=True, type=str, help="the user's text")
     parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
     parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
     parser.add_argument("--samples", type=int, default=1, help="answers, one per line")
+    parser.add_argument("--to", type=Literal["text", "image"] | None, default=None, help="default: the model's own")
+    parser.add_argument("--out", type=str | None, default=None, help="the picture; further ones get -2, -3 ...")
+    parser.add_argument("--init", type=str | None, default=None, help="a picture to paint parts of anew: see --mask")
+    parser.add_argument("--mask", type=str | None, default=None, help="picture of the same size: light is painted anew")
+    parser.add_argument("--image_tokenizer", type=str | None, default=None, help="its folder; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--trace", type=bool, default=False, help="also show how the answer appeared, step by step")
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
@@ -203,6 +208,7 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
     parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
+    parser.add_argument("--image_tokenizer", type=str | None, default=None, help="its folder; default: the model's own")
     parser.add_argument("--batch", type=int, default=256, help="answers per forward")
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda")
     parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")

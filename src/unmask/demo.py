@@ -9,7 +9,7 @@ from rich.console import Console
 
 from unmask.config import TrainConfig, parse, preset_names
 from unmask.errors import UserError
-from unmask.evaluation import evaluate
+from unmask.evaluation import diversity, evaluate
 from unmask.models import load
 from unmask.progress import Progress
 from unmask.report import write_report
@@ -17,15 +17,19 @@ from unmask.rl import train
 from unmask.run_directory import write_json
 from unmask.runtime import Runtime
 
+GROUPS, COPIES = 60, 4
+"""Test items, and answers to each, that diversity is measured on where answers are draws."""
 
-def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence[str]) -> None:
+
+def demo(task: str, seed: int, out: str | None, method: str | None, overrides: Sequence[str]) -> None:
     """Runs the preset `demo-TASK`; `overrides` are more words of `unmask train`."""
     name = f"demo-{task}"
     if name not in preset_names("runs"):
         known = ", ".join(preset[5:] for preset in preset_names("runs") if preset.startswith("demo-"))
         raise UserError(f"there is no demo of task {task!r}; demos are {known}")
     folder = Path(out) if out is not None else _free(Path("runs") / f"demo-{task}-seed{seed}")
-    words = ["--config", name, "--method", method, "--out", str(folder), "--seed", str(seed), *overrides]
+    words = ["--config", name, "--out", str(folder), "--seed", str(seed), *overrides]
+    words += [] if method is None else ["--method", method]
     config = parse(TrainConfig, "train", words)
     if folder.exists():
         raise UserError(f"--out {folder} exists already: choose another directory")
@@ -34,10 +38,17 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
 
     runtime = Runtime(config.compute)
 
+    spread: dict[str, float] = {}
+
     def solved(source: str, when: str) -> dict[str, Any]:
-        model = load(source, device=runtime.device, dtype="float32")
+        model = load(source, device=runtime.device, dtype="float32").answering(config.task.answers)
         with Progress(f"evaluate {when}", 0) as progress:
             result = evaluate(model, config.task, sampler=config.sampler, runtime=runtime, progress=progress)
+        if not model.modality.greedy:
+            drawn = evaluate(
+                model, config.task, items=GROUPS, samples=COPIES, sampler=config.sampler, seed=1, runtime=runtime
+            )
+            spread[f"diversity_{when}"] = round(diversity(drawn["generations"]), 4)
         low, high = result["interval"]
         share, items = result["score"], result["items"]
         console.print(f"{when}: {share:.3f} of {items} test items solved (95 % interval {low:.3f} to {high:.3f})")
@@ -58,6 +69,7 @@ def demo(task: str, seed: int, out: str | None, method: str, overrides: Sequence
         "test_items": after["items"],
         "steps": run.step,
         "seconds": round(time.monotonic() - started, 1),
+        **spread,
     }
     write_json(folder / "summary.json", summary)
     page = write_report(folder)

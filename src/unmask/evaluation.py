@@ -1,8 +1,9 @@
 """Evaluation: answers to the rows of a split, judged by the task's metric, with every generation kept."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -144,6 +145,22 @@ def _batches(mine: list[tuple[int, int]], size: int, runtime: Runtime) -> Iterat
     count = runtime.most(len(own)) if runtime.sharded else len(own)
     yield from own
     yield from [[(0, 0)]] * (count - len(own))
+
+
+def diversity(generations: Sequence[Mapping[str, Any]]) -> float:
+    """Share of slots in which two answers to the same row differ, averaged over pairs, then over rows; in [0, 1].
+
+    Args:
+        generations: of `evaluate` with two or more samples.
+    """
+    groups: dict[Any, list[list[str]]] = {}
+    for item in generations:
+        groups.setdefault(item["index"], []).append(item["tokens"])
+    means = []
+    for tokens in groups.values():
+        pairs = list(combinations(tokens, 2))
+        means.append(sum(sum(a != b for a, b in zip(*two, strict=True)) / len(two[0]) for two in pairs) / len(pairs))
+    return sum(means) / len(means)
 
 
 def judgement(score: Score) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from unmask.describe import describe
 from unmask.errors import UserError
 from unmask.evaluation import MOST_SAMPLES, evaluate, rescore, rows_of
 from unmask.messages import short
+from unmask.modalities import Image
 from unmask.models import Model, load
 from unmask.models.checkpoint import metadata_of
+from unmask.pictures import open_picture
 from unmask.progress import Progress
 from unmask.random import Random
 from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
-from unmask.samplers import LowConfidence, Sampler
+from unmask.samplers import Ancestral, LowConfidence, Sampler
 from unmask.stored import Partial, finished, read_generations
 from unmask.tasks import Task, by_name
 from unmask.tasks.base import LONGEST
@@ -36,9 +38,11 @@ class Notes:
     def __init__(self, metadata: dict[str, Any], source: str):
         self.metadata, self.source = metadata, source
 
-    def sampler(self, slots: int) -> dict[str, Any]:
-        """The model's own sampler as plain data; LLaDA's, for `slots` answer slots, if it does not say."""
+    def sampler(self, slots: int, pictures: bool) -> dict[str, Any]:
+        """The model's own sampler as plain data; if it does not say LLaDA's, for `slots` slots, or MaskGRPO's."""
         own = self.metadata.get("sampler")
+        if pictures and (own is None or self.metadata.get("answers") != "image"):
+            return describe(Ancestral(steps=12, guidance=3.5))
         if own is None:
             return describe(LowConfidence(steps=slots, temperature=0.0, block=32 if slots % 32 == 0 else 0))
         return describe(self._parsed(Sampler, own, "sampler"))
@@ -64,10 +68,10 @@ class Notes:
             raise UserError(f"{self.source}/unmask.json: {error}") from error
 
 
-def choose_sampler(words: Sequence[str], notes: Notes, slots: int) -> Sampler:
+def choose_sampler(words: Sequence[str], notes: Notes, slots: int, pictures: bool = False) -> Sampler:
     """The sampler that `--sampler CLASS` and `--sampler.OPTION VALUE` name; options alone change the model's own."""
     named = any(word == "--sampler" or word.startswith("--sampler=") for word in words)
-    start = [] if named else ["--sampler", json.dumps(notes.sampler(slots))]
+    start = [] if named else ["--sampler", json.dumps(notes.sampler(slots, pictures))]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--sampler", type=Sampler)
     return instantiate(parser, parsed(parser, {"sampler": Sampler}, [*start, *words])).sampler
@@ -80,13 +84,19 @@ def _load(options: Namespace, sampler: Sequence[str]) -> tuple[Model, Runtime, N
         raise UserError(f"--seed must be in [0, 2^63), not {options.seed}")
     runtime = Runtime(Compute(device=options.device, precision=getattr(options, "precision", "auto")))
     dtype = options.dtype or ("float32" if runtime.device.type == "cpu" else None)
-    model = load(options.model, device=str(runtime.device), dtype=dtype, revision=options.revision)
+    model = load(
+        options.model,
+        device=str(runtime.device),
+        dtype=dtype,
+        revision=options.revision,
+        image_tokenizer=options.image_tokenizer,
+    )
     return model, runtime, Notes(model.metadata, str(model.source or options.model))
 
 
 @torch.no_grad()
 def generate(options: Namespace, words: Sequence[str]) -> None:
-    """`unmask sample`: answers to stdout, one per line; the trace goes to stderr.
+    """`unmask sample`: texts to stdout, one per line, and their trace to stderr; pictures to files.
 
     Args:
         words: those that are about the sampler.
@@ -94,20 +104,54 @@ def generate(options: Namespace, words: Sequence[str]) -> None:
     model, runtime, notes = _load(options, words)
     if not 1 <= options.samples <= MOST_SAMPLES:
         raise UserError(f"--samples must be in [1, {MOST_SAMPLES}], not {options.samples}")
-    slots = notes.answer_length() if options.answer_length is None else options.answer_length
+    model = model.answering(options.to or model.answers)
+    pictures = model.modality if isinstance(model.modality, Image) else None
+    own = model.slots or notes.answer_length()
+    slots = own if options.answer_length is None else options.answer_length
     if not 1 <= slots <= LONGEST:
         raise UserError(f"--answer_length must be in [1, {LONGEST}], not {slots}")
-    sampler = choose_sampler(words, notes, slots)
+    sampler = choose_sampler(words, notes, slots, pictures is not None)
+    files = _picture_files(options, pictures)
     if options.samples > 1 and sampler.temperature == 0:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")
     canvas = model.modality.encode([options.prompt] * options.samples, slots).to(runtime.device)
     random = Random.root(options.seed, "sample", device=runtime.device)
     policy = model.policy(autocast=runtime.autocast)
-    answer = sampler(policy, canvas, random.fold(torch.arange(options.samples, device=runtime.device)))
+    given = None
+    if pictures is not None and options.init is not None:
+        given = pictures.given(open_picture(options.init), open_picture(options.mask), slots)
+        given = given.repeat(options.samples, 1).to(runtime.device)
+    answer = sampler(policy, canvas, random.fold(torch.arange(options.samples, device=runtime.device)), given)
+    if pictures is not None:
+        for picture, file in zip(pictures.decode(answer.x.cpu()), files, strict=True):
+            picture.save(file)
+            print(file)
+        return
     for text in model.modality.visible(answer.x.cpu()):
         print(text)
     if options.trace:
         _show_trace(model, answer.x[0].cpu(), answer.revealed_at[0].tolist())
+
+
+def _picture_files(options: Namespace, pictures: Image | None) -> list[Path]:
+    """Where pictures go; refuses options that do not fit what is asked for."""
+    if pictures is None:
+        given = [f"--{name}" for name in ("init", "mask", "out") if options[name] is not None]
+        if given:
+            raise UserError(f"{', '.join(given)}: for pictures; ask for one with --to image, if the model makes them")
+        return []
+    if options.out is None or Path(options.out).suffix.lower() != ".png":
+        raise UserError("--out FILE.png is where the picture goes: name one")
+    if options.trace:
+        raise UserError("--trace shows how a text appeared; leave it out for pictures")
+    if (options.init is None) != (options.mask is None):
+        raise UserError("--init and --mask go together: a picture, and what of it is painted anew (light)")
+    _ = pictures.tokenizer
+    out = Path(options.out)
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    more = [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(2, options.samples + 1)]
+    return [out, *more]
 
 
 def _show_trace(model: Model, x: torch.Tensor, revealed_at: list[int]) -> None:
@@ -145,10 +189,11 @@ def evaluate_model(options: Namespace, words: Sequence[str]) -> None:
     if options.model is None:
         raise UserError("MODEL is required, or --generations FILE to score stored ones")
     model, runtime, notes = _load(options, words)
+    model = model.answering(kind.answers)
     task = _task(options, notes.task(kind))
     if options.protocol not in (None, task.protocol):
         raise UserError(f"--protocol {options.protocol}: task {task.name} has {task.protocol}")
-    sampler = choose_sampler(words, notes, task.answer_length)
+    sampler = choose_sampler(words, notes, task.answer_length, kind.answers == "image")
     rows_of(task, options.split, options["items"])  # `options.items` is a method
     settings = _settings(options, runtime, task, sampler)
     partial = None if out is None else out.with_name(f"{out.name}.partial.jsonl")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -62,7 +63,7 @@ class Image(Modality):
         """
         found = self._tokenizer()
         if found is None:
-            raise UserError("the model has no image tokenizer, so there are no pictures: name one with --image_tokenizer")
+            raise UserError("the model has no image tokenizer, so no pictures: name one with --image_tokenizer")
         return found
 
     def shape(self, slots: int) -> tuple[int, int]:
@@ -125,6 +126,24 @@ class Image(Modality):
             codes.append(tokenizer.encode(pixels).flatten(1).cpu())
         x = torch.cat(codes)
         return x, torch.ones_like(x, dtype=torch.bool)
+
+    def given(self, picture: Completion, mask: Completion, slots: int) -> Int[Tensor, "t"]:
+        """Codes of a picture, and MASK where `mask` is light: what is to be painted anew.
+
+        Raises:
+            UserError: one of them is not of the size of the model's pictures.
+        """
+        factor = self.tokenizer.factor
+        height, width = self.shape(slots)
+        for name, one in (("picture", picture), ("mask", mask)):
+            if one.size != (width * factor, height * factor):
+                raise UserError(
+                    f"the {name} is {one.width} x {one.height} pixels, but the model's are {width * factor} x "
+                    f"{height * factor}: scale it"
+                )
+        light = torch.from_numpy(np.array(mask.convert("L"))) > 127
+        anew = light.view(height, factor, width, factor).any(3).any(1).flatten()
+        return self.encode_answers([picture], slots)[0][0].masked_fill(anew, self.vocab[1] - self.vocab[0])
 
     def valid(self, x: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
         """Every code of a picture counts."""

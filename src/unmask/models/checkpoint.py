@@ -309,7 +309,9 @@ def load(
 def _answers(metadata: Mapping[str, Any], images: ImageIds | None, folder: Path) -> Literal["text", "image"]:
     said = metadata.get("answers", "text")
     if said not in (["text"] if images is None else ["text", "image"]):
-        raise UserError(f"{folder / METADATA}: answers is {said!r:.60}, but must be text, or image where there are codes")
+        raise UserError(
+            f"{folder / METADATA}: answers is {said!r:.60}, but must be text, or image where there are codes"
+        )
     return said
 
 

@@ -34,8 +34,9 @@ def load_image_tokenizer(folder: Path) -> ImageTokenizer:
         raise UserError(f"{folder} has no weights of an image tokenizer: none of {', '.join(FILES)}")
     unnamed = "VQModel" if "num_vq_embeddings" in settings.values else None
     kind = settings.values.get("_class_name", unnamed)
-    if kind not in KINDS:
-        raise UserError(f"{settings.where}: _class_name {as_json(kind)} is not supported; supported: {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UserError(f"{settings.where}: _class_name {as_json(kind)} is not supported; supported: {known}")
     with opened(file) as tensors:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         with torch.device("meta"):

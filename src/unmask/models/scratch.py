@@ -41,7 +41,7 @@ def new_model(
     image_tokenizer: Path | None = None,
     image_slots: int = 0,
 ) -> Model:
-    """A freshly initialised model on the CPU in float32, in the official format of LLaDA; of MMaDA if it makes pictures.
+    """A freshly initialised model on the CPU in float32, in LLaDA's official format; in MMaDA's if it makes pictures.
 
     Embeddings are drawn from N(0, 1) and matrices from N(0, 1 / inputs); those that write into the residual stream are
     divided by sqrt(2 layers), and the head is nearly 0: the first answers are uniform. Models this small learn several

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from unmask.report.data import Paired, Record, RunData
+from unmask.report.gallery import emerging, is_picture, picture
 from unmask.report.strips import board, difference, flowing, is_board, question, spaced, strip, symbol, traced
 
 _FIXED, _BROKEN, _GROUPS_PER_STEP = 4, 2, 2
@@ -38,7 +39,9 @@ def _tokens(item: Record) -> list[str]:
 
 
 def answer(item: Record, other: Record | None = None) -> str:
-    """An answer as a board or as text; tokens that `other` does not have are marked."""
+    """An answer as a picture, a board, or text; tokens that `other` does not have are marked."""
+    if is_picture(item):
+        return picture(item)
     if is_board(item):
         return board(item)
     tokens = _tokens(item)
@@ -68,7 +71,7 @@ def _cards(cards: Sequence[str], boards: bool) -> str:
 
 def changed(paired: Paired | None) -> str:
     """A few items that became right, and a few that became wrong."""
-    if not paired:
+    if not paired or is_picture(paired.pairs[0][1]):  # pictures have their gallery
         return ""
     html = ""
     legend = _LEGEND
@@ -116,6 +119,12 @@ def order(data: RunData, paired: Paired | None) -> str:
         shown = [(name, item) for item in found if traced(item)][:1]
     if not shown:
         return ""
+    if is_picture(shown[0][1]):
+        films = "".join(f"<h3>{name} {_verdict(item)}</h3>{emerging(item)}" for name, item in shown)
+        return (
+            '<h2>How a picture emerges</h2><p class="quiet">Grey codes are still masked. Numbers: denoising steps.</p>'
+            f'<div class="prompt">{escape(prompt_text(shown[0][1]))}</div>{films}'
+        )
     grid = len(shown[0][1]["tokens"]) <= 32
     special = {symbol(str(token)) for _, item in shown for token in item["tokens"]}
     signs = "".join(
@@ -151,7 +160,7 @@ def rollouts(data: RunData) -> str:
         ranked = [sorted(group, key=_reward, reverse=True) for group in groups.values()]
         ranked.sort(key=lambda group: _reward(group[-1]) - _reward(group[0]))
         shown = ranked[:_GROUPS_PER_STEP]
-        boards = all(is_board(row) for group in shown for row in (group[0], group[-1]))
+        boards = all(is_board(row) or is_picture(row) for group in shown for row in (group[0], group[-1]))
         html += f"<h3>Step {step}</h3>{_cards([_siblings(group, boards) for group in shown], boards)}"
     return html
 
@@ -161,7 +170,7 @@ def _siblings(group: Sequence[Record], boards: bool) -> str:
     equal = _reward(best) == _reward(worst)
     names = ("one answer", "another") if equal else ("best", "worst")
     told = f"{len(group)} logged answers" + (", all with the same reward: nothing to learn from" if equal else "")
-    head = told if boards else f"{prompt_text(best)}\n— {told}"
+    head = told if boards and not is_picture(best) else f"{prompt_text(best)}\n— {told}"
     other = (None, None) if boards else (worst, best)
     sides = [
         (f"{name} {_scores(row)}", answer(row, against))

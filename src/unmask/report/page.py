@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from unmask.report import answers
+from unmask.report import answers, gallery
 from unmask.report.curves import Line, chart
 from unmask.report.curves import label as short
 from unmask.report.data import Paired, Record, RunData, pair, read_run
@@ -20,7 +20,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """
     data = read_run(Path(run))
     paired = pair(data.before, data.after)
-    sections = [_head(data, paired), _results(data, paired), _curves(data), answers.changed(paired)]
+    sections = [_head(data, paired), _results(data, paired), gallery.categories(data), gallery.galleries(paired)]
+    sections += [_curves(data), answers.changed(paired)]
     sections += [answers.order(data, paired), answers.rollouts(data), _details(data)]
     target = Path(out) if out is not None else data.path / "report.html"
     write_text(target, document(f"{data.task}, {data.method}", "".join(sections)))
@@ -222,6 +223,7 @@ _SMALL = (
     ("rollout/zero_std_share", "groups whose rewards are all equal", True),
     ("update/log_ratio", "mean log-ratio new / old", False),
     ("rollout/entropy", "entropy per token, nats", False),
+    ("rollout/diversity", "slots that differ between siblings", True),
     ("rollout/length", "tokens per answer", False),
     ("rollout/dropped_share", "answers without a valid reward", True),
     ("rollout/tokens_per_second", "tokens per second, rollouts", False),
@@ -242,7 +244,7 @@ def _curves(data: RunData) -> str:
     steps, values = data.series("eval/success")
     low, high = (data.series(f"eval/{name}") for name in ("low", "high"))
     band = (low[1], high[1]) if low[0] == high[0] == steps else (None, None)
-    success.append(Line("greedy, 95 % interval (validation)", steps, values, *band, dots=True))
+    success.append(Line("evaluation, 95 % interval (validation)", steps, values, *band, dots=True))
     reward = _line(data, "rollout/reward", "mean reward")
     components = [name for name in dict.fromkeys(key for row in data.metrics for key in row) if _is_component(name)]
     same = bool(reward.values) and reward.values == success[0].values

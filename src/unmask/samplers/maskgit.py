@@ -34,8 +34,9 @@ class MaskGIT(Sampler):
     Args:
         schedule: the masked share as a function of time; it decides how many slots each step writes.
         noise: scale of the noise, before it anneals.
-        annealing: linear: tau = noise (1 - (n + 1) / N) at step n of N. The others are for parity: compounded multiplies
-            by that factor at every step (the code of MMaDA and MaskGRPO), none keeps the noise (Lumina-DiMOO's).
+        annealing: linear: tau = noise (1 - (n + 1) / N) at step n of N. The others are for parity: compounded
+            multiplies by that factor at every step (the code of MMaDA and MaskGRPO), none keeps the noise (that of
+            Lumina-DiMOO).
     """
 
     schedule: Schedule = field(default_factory=Cosine)

@@ -218,4 +218,3 @@ def _clearly(relation: str, first: tuple[int, int, int], second: tuple[int, int,
     along = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
     across = abs(down) if relation in ("left of", "right of") else abs(right)
     return along >= 2 and along >= 1.3 * across
-
