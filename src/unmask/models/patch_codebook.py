@@ -66,13 +66,16 @@ class PatchCodebook(ImageTokenizer):
             ValueError: the pictures have fewer patches than `codes`.
         """
         pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-        b, height, width, _ = pixels.shape
-        cut = pixels.reshape(b, height // patch, patch, width // patch, patch, 3).transpose(0, 1, 3, 5, 2, 4)
-        distinct, counts = np.unique(cut.reshape(-1, 3 * patch * patch), axis=0, return_counts=True)
+        b, h, w, _ = pixels.shape
+        cut = pixels.reshape(b, h // patch, patch, w // patch, patch, 3).transpose(0, 1, 3, 5, 2, 4)
+        width = 3 * patch * patch
+        whole = np.ascontiguousarray(cut.reshape(-1, width)).view(f"V{width}")  # sorted as bytes, many times faster
+        distinct, counts = np.unique(whole, return_counts=True)
         if len(distinct) < codes:
             raise ValueError(f"the pictures have {len(distinct)} different patches, fewer than {codes}")
+        order = np.argsort(-counts, kind="stable")[:codes]
         module = cls(codes, patch)
-        module.codebook.copy_(torch.from_numpy(distinct[np.argsort(-counts, kind="stable")[:codes]]))
+        module.codebook.copy_(torch.from_numpy(distinct[order].view(np.uint8).reshape(codes, width)))
         return module
 
     def save(self, folder: Path) -> None:

@@ -26,8 +26,8 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 _PALETTE, _GROUND = np.array(list(COLOURS.values()), float), np.array(BACKGROUND, float)
 _SAMPLES = 5  # per pixel and axis, for soft coverage
-_LARGEST_SIDE = 256
-_LEAST_AREA, _MOST_AREA = 0.012, 0.30  # of the picture
+_LARGEST_SIDE, _MOST_OBJECTS = 256, 8  # with more objects nothing is told apart: captions name four at most
+_SPECK, _LEAST_AREA, _MOST_AREA = 0.003, 0.025, 0.30  # of the picture; specks are not seen
 _LEAST_FIT, _LEAST_MARGIN = 0.80, 0.02  # soft IoU of the best shape, and its lead over the second best
 _FARTHEST_COLOUR, _LEAST_PURITY, _VISIBLE = 60.0, 0.7, 70.0  # RGB distances; share of an object's core
 _LEAST_OFFSET = 0.1  # of the picture, between the centres of two objects in a relation
@@ -94,14 +94,17 @@ def _holds(relation: str, first: Seen, second: Seen) -> bool:
 def detect(pixels: np.ndarray) -> list[Seen]:
     """The objects in a picture (uint8 [height width 3]).
 
-    Foreground is what differs from the background; its connected parts are objects, tiny ones are dropped. Colour: the
+    Foreground is what differs from the background; its connected parts are objects, but for specks. Colour: the
     nearest of the palette at the part's core. Shape: the soft coverage (how far each pixel is from the background
     towards that colour) is compared with that of each ideal shape of the same centre and area, by soft IoU.
     """
     image = pixels.astype(float)
     size = image.shape[0] * image.shape[1]
     parts = _parts(np.linalg.norm(image - _GROUND, axis=-1) > _VISIBLE)
-    return [_object(image, parts, number) for number, area in _areas(parts) if area >= _LEAST_AREA * size]
+    numbers = [number for number, area in _areas(parts) if area >= _SPECK * size]
+    if len(numbers) > _MOST_OBJECTS:
+        return [Seen("unknown", "unknown", 0.5, 0.5)] * len(numbers)
+    return [_object(image, parts, number) for number in numbers]
 
 
 def _areas(parts: np.ndarray) -> list[tuple[int, int]]:
@@ -139,7 +142,8 @@ def _object(image: np.ndarray, parts: np.ndarray, number: int) -> Seen:
         return Seen("unknown", "unknown", x, y)
     name = list(COLOURS)[colour]
     sides = np.ptp(ys) + 1, np.ptp(xs) + 1
-    if min(sides) < 3 or max(sides) > 1.6 * min(sides) or inside.sum() > _MOST_AREA * inside.size:
+    share = inside.mean()
+    if not _LEAST_AREA <= share <= _MOST_AREA or max(sides) > 1.6 * min(sides):
         return Seen("unknown", name, x, y)
     top, left = max(ys.min() - 2, 0), max(xs.min() - 2, 0)
     window = np.s_[top : ys.max() + 3, left : xs.max() + 3]

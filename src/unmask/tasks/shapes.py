@@ -77,7 +77,7 @@ class Shapes(World):
     """Draw what a caption says: `a red circle left of a blue square` -> a picture of 32 x 32 pixels.
 
     Captions name one to four objects (3 shapes, 6 colours) in GenEval's six categories, equally often. Objects of two
-    sizes sit on a grid of 4 pixels; where the caption leaves something open it is drawn at random. Splits are by
+    sizes sit on a grid of 8 pixels; where the caption leaves something open it is drawn at random. Splits are by
     combination, whatever the order of its words; it is also the `cluster`. Validation and test have equally many items
     of each category, and repeat captions where a category has fewer: each item is a draw of its own. `category` names
     the category.
@@ -204,7 +204,7 @@ def _places(count: int, relation: str | None, rng: random.Random) -> list[tuple[
         places: list[tuple[int, int, int]] = []
         for _ in range(count):
             patches = rng.choice((3, 4)) if count <= 2 else 3
-            left, top = (rng.randrange(_SIZE // _PATCH - patches + 1) for _ in range(2))
+            left, top = (rng.randrange(0, _SIZE // _PATCH - patches + 1, 2) for _ in range(2))
             if any(left < x + p and x < left + patches and top < y + p and y < top + patches for x, y, p in places):
                 break
             places.append((left, top, patches))
