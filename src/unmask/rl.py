@@ -170,9 +170,6 @@ def _roll_out(run: Run, asked: list[Row], group: Tensor, random: Random) -> Roll
     answer = replace(answer, valid=run.modality.valid(answer.x) & answer.valid)
     nothing = torch.zeros(len(asked), device=run.runtime.device)
     sound = torch.ones_like(nothing, dtype=torch.bool)
-    x = answer.x.view(len(groups), config.answers, -1)
-    differing = (x[:, :, None] != x[:, None]).double().mean(-1).sum()  # an answer does not differ from itself
-    sums["rollout/diversity"] = (differing, len(groups) * config.answers * (config.answers - 1))
     if answer.entropy is not None:
         sound = answer.entropy.isfinite().all(1)
         answer = replace(answer, entropy=answer.entropy.nan_to_num(0, 0, 0))
@@ -372,6 +369,9 @@ def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completi
         "rollout/zero_std_share": ((low >= high).double().sum(), len(groups)),
         "rollout/dropped_share": ((1 - keep).sum(), len(keep)),
     }
+    x = answer.x.view(len(groups), config.answers, -1)
+    differing = (x[:, :, None] != x[:, None]).double().mean(-1).sum()  # an answer does not differ from itself
+    sums["rollout/diversity"] = (differing, len(groups) * config.answers * (config.answers - 1))
     if answer.entropy is not None:
         sums["rollout/entropy"] = ((answer.entropy.double() * answer.valid).sum(), answer.valid.sum())
     for name, scores in judged.components.items():

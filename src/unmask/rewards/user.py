@@ -53,7 +53,7 @@ class UserReward(Reward):
     def __call__(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Score]:
         if not completions:
             return []
-        texts = [cut(completion, self.end_tokens) for completion in completions]
+        texts = [cut(one, self.end_tokens) if isinstance(one, str) else one for one in completions]  # or pictures
         try:
             values = self._call(texts, rows)
         except Exception as error:

@@ -76,11 +76,11 @@ class Caption:
 class Shapes(World):
     """Draw what a caption says: `a red circle left of a blue square` -> a picture of 32 x 32 pixels.
 
-    Captions name one to four objects (3 shapes, 6 colours) in GenEval's six categories, equally often. Objects of two
-    sizes sit on a grid of 8 pixels; where the caption leaves something open it is drawn at random. Splits are by
-    combination, whatever the order of its words; it is also the `cluster`. Validation and test have equally many items
-    of each category, and repeat captions where a category has fewer: each item is a draw of its own. `category` names
-    the category.
+    Captions name one to four objects (3 shapes, 6 colours) in GenEval's six categories, equally often. Objects sit on a
+    grid of 8 pixels and are smaller where there are three or four; where the caption leaves something open it is drawn
+    at random. Splits are by combination, whatever the order of its words; it is also the `cluster`. Validation and test
+    have equally many items of each category, and repeat captions where a category has fewer: each item is a draw of its
+    own. `category` names the category.
 
     A careless demonstration makes the typical mistake of its category (`Caption.careless`), and is more likely in
     harder categories (`careless_at_fewest`, `careless_at_most`).
@@ -203,7 +203,7 @@ def _places(count: int, relation: str | None, rng: random.Random) -> list[tuple[
     while True:
         places: list[tuple[int, int, int]] = []
         for _ in range(count):
-            patches = rng.choice((3, 4)) if count <= 2 else 3
+            patches = 4 if count <= 2 else 3
             left, top = (rng.randrange(0, _SIZE // _PATCH - patches + 1, 2) for _ in range(2))
             if any(left < x + p and x < left + patches and top < y + p and y < top + patches for x, y, p in places):
                 break
