@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import ImageChops
 
 from unmask.models.patch_codebook import PatchCodebook
-from unmask.tasks.shapes import CATEGORIES, captions, picture
+from unmask.tasks.drawing import picture
+from unmask.tasks.shapes import CATEGORIES, captions
 
 
 def main(folder: Path) -> None:

@@ -15,6 +15,7 @@ from unmask.errors import UserError
 from unmask.models import load
 from unmask.models.image_files import load_image_tokenizer
 from unmask.models.magvit import DERIVED, Magvit
+from unmask.models.settings import Settings
 
 DATA = Path(__file__).parent / "data"
 
@@ -74,7 +75,7 @@ def test_magvit_has_its_published_size_and_names():
     published = json.loads((DATA / "magvitv2" / "real_state_dict_shapes.json").read_text())
     shapes = {name: tuple(shape) for name, (shape, _) in published.items()}
     with torch.device("meta"):
-        model = Magvit.of(shapes, "published")
+        model = Magvit.of(Settings({}, "none"), shapes, "published")
     assert sum(p.numel() for p in model.parameters()) == 95_387_004
     assert (model.codes, model.factor) == (8192, 16)
     names = {
@@ -114,10 +115,9 @@ def test_vqmodel_reads_every_key_of_its_config(tmp_path):
         "mid_block_add_attention": ...,
     }
     folder = copy_of("dimoo_vqvae", tmp_path / "vq", config)
-    from unmask.models.settings import Settings
     from unmask.models.vqmodel import VQModel
 
-    module = VQModel.of(Settings(json.loads((folder / "config.json").read_text()), "config.json"))
+    module = VQModel.of(Settings(json.loads((folder / "config.json").read_text()), "config.json"), {}, "none")
     assert module.factor == 4
     parameters = dict(module.named_parameters())
     weights = {}

@@ -13,8 +13,10 @@ from unmask.errors import UserError
 from unmask.models.image_files import load_image_tokenizer
 from unmask.models.patch_codebook import PatchCodebook
 from unmask.pictures import from_uri, to_uri
-from unmask.rewards.shapes import COLOURS, OPPOSITE, SHAPES, ShapesDrawn, detect
-from unmask.tasks.shapes import CATEGORIES, Caption, Shapes, _row, captions, picture
+from unmask.rewards.detector import detect
+from unmask.rewards.shapes import COLOURS, OPPOSITE, SHAPES, ShapesDrawn
+from unmask.tasks.drawing import picture
+from unmask.tasks.shapes import CATEGORIES, Caption, Shapes, _row, captions
 
 REWARD = ShapesDrawn()
 EVERY = [caption for members in captions().values() for caption in members]
@@ -105,7 +107,7 @@ def test_what_the_verifier_saw_is_told():
     drawn = picture(caption, random.Random(0))
     score = REWARD.judge(drawn, _row(caption))
     assert (score.value, score.details["answer"]) == (1.0, "blue square, red circle")
-    red, blue = sorted(detect(np.asarray(drawn)), key=lambda one: one.x)
+    red, blue = sorted(detect(drawn), key=lambda one: one.x)
     assert (red.colour, blue.shape) == ("red", "square")
 
 

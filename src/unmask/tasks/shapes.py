@@ -8,19 +8,13 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from PIL import Image
-
 from unmask.rewards.base import Reward, Weighted
-from unmask.rewards.shapes import BACKGROUND, COLOURS, OPPOSITE, SHAPES, ShapesDrawn, coverage
+from unmask.rewards.shapes import COLOURS, OPPOSITE, SHAPES, ShapesDrawn
 from unmask.tasks.base import Row, World, by_split
 
 CATEGORIES = ("single_object", "colors", "two_object", "counting", "color_attr", "position")
 """From the easiest to the hardest."""
 _NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
-_SIZE, _PATCH = 32, 4
-_RADII = {3: 5.0, 4: 7.0}  # of an object in a square of so many patches
-_PROPORTIONS = {"circle": 1.0, "square": 0.88, "triangle": 0.95}  # half extents of equally large-looking shapes
 
 
 @dataclass(frozen=True)
@@ -76,11 +70,11 @@ class Caption:
 class Shapes(World):
     """Draw what a caption says: `a red circle left of a blue square` -> a picture of 32 x 32 pixels.
 
-    Captions name one to four objects (3 shapes, 6 colours) in GenEval's six categories, equally often. Objects sit on a
-    grid of 8 pixels and are smaller where there are three or four; where the caption leaves something open it is drawn
-    at random. Splits are by combination, whatever the order of its words; it is also the `cluster`. Validation and test
-    have equally many items of each category, and repeat captions where a category has fewer: each item is a draw of its
-    own. `category` names the category.
+    Captions name one to four objects (3 shapes, 6 colours) in GenEval's six categories, equally often. Objects fill
+    cells of 8 x 8 pixels, none beside or below another; where the caption leaves something open it is drawn at random.
+    Splits are by combination, whatever the order of its words; it is also the `cluster`. Validation and test have
+    equally many items of each category, and repeat captions where a category has fewer: each item is a draw of its own.
+    `category` names the category.
 
     A careless demonstration makes the typical mistake of its category (`Caption.careless`), and is more likely in
     harder categories (`careless_at_fewest`, `careless_at_most`).
@@ -96,7 +90,7 @@ class Shapes(World):
     )
     image_tokenizer: ClassVar[Path | None] = Path(__file__).with_name("shapes_codebook")
 
-    answer_length: int = (_SIZE // _PATCH) ** 2
+    answer_length: int = 64
     validation_items: int = 240
     test_items: int = 480
 
@@ -105,6 +99,8 @@ class Shapes(World):
         caption = rng.choice(captions()[split, category])
         careless = self.is_careless(split, CATEGORIES.index(category) / (len(CATEGORIES) - 1), rng)
         drawn = caption.careless() if careless else caption
+        from unmask.tasks.drawing import picture
+
         return _row(caption) | {"completion": picture(drawn, rng)}
 
     def rows(self, split: str) -> Sequence[Row]:
@@ -172,49 +168,3 @@ def _captions() -> list[Caption]:
     for (a, b), (x, y) in product(product(SHAPES, repeat=2), permutations(COLOURS, 2)):
         every.append(Caption("color_attr", ((a, x, 1), (b, y, 1))))
     return every
-
-
-# ------------------------------------------------------------------------------------------------------------ drawing
-
-
-def picture(caption: Caption, rng: random.Random) -> Image.Image:
-    """A picture of what the caption says; what it leaves open is drawn by `rng`."""
-    canvas = np.empty((_SIZE, _SIZE, 3))
-    canvas[:] = BACKGROUND
-    wanted = [(shape, colour) for shape, colour, count in caption.include for _ in range(count)]
-    for (shape, colour), (left, top, patches) in zip(wanted, _places(len(wanted), caption.relation, rng), strict=True):
-        side = patches * _PATCH
-        box = canvas[top * _PATCH : top * _PATCH + side, left * _PATCH : left * _PATCH + side]
-        cover = _sprite(shape, patches)[..., None]
-        box[:] = box * (1 - cover) + np.array(COLOURS[colour or rng.choice(list(COLOURS))]) * cover
-    return Image.fromarray(canvas.round().astype(np.uint8))
-
-
-@functools.cache
-def _sprite(shape: str, patches: int) -> np.ndarray:
-    """Coverage of a shape in the middle of a square of so many patches."""
-    side, size = patches * _PATCH, _RADII[patches] * _PROPORTIONS[shape]
-    down = side / 2 + (size / 3 if shape == "triangle" else 0)  # a triangle's centroid is below its middle
-    return coverage(shape, side / 2, down, size, side, side)
-
-
-def _places(count: int, relation: str | None, rng: random.Random) -> list[tuple[int, int, int]]:
-    """(left, top, patches) of objects that do not overlap, in patches; the first two stand in the relation."""
-    while True:
-        places: list[tuple[int, int, int]] = []
-        for _ in range(count):
-            patches = 4 if count <= 2 else 3
-            left, top = (rng.randrange(0, _SIZE // _PATCH - patches + 1, 2) for _ in range(2))
-            if any(left < x + p and x < left + patches and top < y + p and y < top + patches for x, y, p in places):
-                break
-            places.append((left, top, patches))
-        if len(places) == count and (relation is None or _clearly(relation, places[0], places[1])):
-            return places
-
-
-def _clearly(relation: str, first: tuple[int, int, int], second: tuple[int, int, int]) -> bool:
-    """Whether the centres stand in the relation with a margin, so that no picture is a borderline case."""
-    right, down = (first[axis] - second[axis] + (first[2] - second[2]) / 2 for axis in (0, 1))
-    along = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
-    across = abs(down) if relation in ("left of", "right of") else abs(right)
-    return along >= 2 and along >= 1.3 * across
