@@ -163,6 +163,13 @@ class Runtime:
             return nullcontext()
         return self.accelerator.no_sync(wrapped)
 
+    @property
+    def memory(self) -> int:
+        """Bytes that this process's device has, used or free."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def autocast(self) -> AbstractContextManager:
         """The context of every forward."""
         if self.precision == "float32":
