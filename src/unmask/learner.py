@@ -71,8 +71,8 @@ class Learner:
         needed = (copies * weights + trained) / (self.runtime.world if self.runtime.sharded else 1)
         if needed > self.runtime.memory:
             raise UserError(
-                f"training needs {needed / 2**30:.0f} GiB for weights, gradients and optimizer, {self.runtime.device} has "
-                f"{self.runtime.memory / 2**30:.0f} GiB: train adapters (--adapter.rank 64), or use --compute.shard"
+                f"training needs {needed / 2**30:.0f} GiB for weights, gradients and optimizer, {self.runtime.device} "
+                f"has {self.runtime.memory / 2**30:.0f} GiB: train adapters (--adapter.rank 64), or use --compute.shard"
             )
 
     @property
