@@ -46,8 +46,9 @@ def words(folder: Path, out: str, *more: str, method: str = "maskgrpo") -> list[
     """Words of `unmask train` for a tiny run; `more` override."""
     folder.mkdir(exist_ok=True)
     reward, config = folder / "ones.py", folder / "tiny.yaml"
-    reward.write_text(REWARD)
-    config.write_text(json.dumps(SETTINGS))
+    for file, content in ((reward, REWARD), (config, json.dumps(SETTINGS))):
+        if not file.exists() or file.read_text() != content:
+            file.write_text(content)
     given = ["--config", str(config), "--method", method, "--model", str(tiny_model(folder / "model"))]
     return [*given, "--reward", f"{reward}:ones", "--out", str(folder / out), *more]
 

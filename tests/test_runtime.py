@@ -56,6 +56,12 @@ def test_a_skipped_update_moves_the_schedule_but_not_the_weights():
     assert trained.learning_rate == 0.1
 
 
+def test_too_little_memory_is_said_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(Runtime, "memory", 100)
+    with pytest.raises(UserError, match=r"training needs 0 GiB .* cpu has 0 GiB: train adapters"):
+        learner(Optimizer())
+
+
 def test_nothing_to_train_is_refused():
     runtime = Runtime(Compute(device="cpu"))
     with pytest.raises(UserError, match="nothing to train"):

@@ -34,6 +34,9 @@ class Learner:
         make_policy: from a module to the policy that speaks through it.
         updates: total number of optimizer updates, for the schedule.
         reference: keep the start policy for a KL term.
+
+    Raises:
+        UserError: nothing requires a gradient; the device's memory cannot hold even the weights in training.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Learner:
         self.runtime, self.module, self.config, self.total = runtime, module, optimizer, updates
         if not any(p.requires_grad for p in module.parameters()):
             raise UserError("nothing to train: no parameter requires a gradient")
+        self._check_memory(reference)
         self._frozen = None
         if reference and not hasattr(module, "disable_adapter"):
             self._frozen = deepcopy(module).requires_grad_(False).eval()
@@ -58,6 +62,18 @@ class Learner:
         self._make = make_policy
         self.updates = 0
         self.module.eval()  # no dropout anywhere: old and new log-probabilities must be comparable
+
+    def _check_memory(self, reference: bool) -> None:
+        """Weights, gradients, moments and the reference, without any activation."""
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in self.module.parameters()]
+        weights, trained = sum(size for size, _ in sizes), 3 * sum(size for size, trains in sizes if trains)
+        copies = 2 if reference and not hasattr(self.module, "disable_adapter") else 1
+        needed = (copies * weights + trained) / (self.runtime.world if self.runtime.sharded else 1)
+        if needed > self.runtime.memory:
+            raise UserError(
+                f"training needs {needed / 2**30:.0f} GiB for weights, gradients and optimizer, {self.runtime.device} "
+                f"has {self.runtime.memory / 2**30:.0f} GiB: train adapters (--adapter.rank 64), or use --compute.shard"
+            )
 
     @property
     def policy(self) -> Policy:

@@ -128,6 +128,7 @@ class Run:
         settings = self._resolved(config.compute.dtype)
         self.directory.check(settings, resume)
         self.finished = self.directory.finished
+        self.runtime.wait()  # all have looked before the first one writes
         self.step, self.best, self.best_weights, self.seconds = 0, -math.inf, None, 0.0
         self.interruption, self.progress = Interruption(), None
         self.micro_batch, self.rollout_batch = config.compute.micro_batch, config.compute.rollout_batch

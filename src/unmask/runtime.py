@@ -118,13 +118,17 @@ class Runtime:
                     "configuration and --compute.shard zero3"
                 )
         self.accelerator = Accelerator(
-            cpu=compute.device == "cpu",
+            # told so on a machine without GPU too: there Accelerate takes several processes for strangers otherwise
+            cpu=compute.device == "cpu" or not torch.cuda.is_available(),
             log_with=list(trackers) or None,
             project_dir=None if directory is None else str(directory),
         )
         self.device: torch.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world != started:
+            raise UserError(f"{started} processes were started, but accelerate sees {self.world}: launch with torchrun")
         if compute.out_of_memory == "halve" and self.world > 1:
             raise UserError(
                 f"compute.out_of_memory: halve works in one process, not in {self.world}: lower compute.micro_batch"
@@ -158,6 +162,13 @@ class Runtime:
         if last or self.sharded:  # shards add what is reduced at once: whole gradients exist for one block only
             return nullcontext()
         return self.accelerator.no_sync(wrapped)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that this process's device has, used or free."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def autocast(self) -> AbstractContextManager:
         """The context of every forward."""
