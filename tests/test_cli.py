@@ -61,7 +61,8 @@ def test_every_run_preset_of_a_built_in_world_runs_a_toy_step(name, tmp_path):
         small = ["--batch", "8", "--scratch.dim", "16", "--scratch.layers", "1", "--scratch.heads", "2"]
         assert main(["sft", *common, *small]) == 0
     elif "batch" in content:
-        assert main(["sft", *common, "--batch", "8", "--model", "builtin:sudoku"]) == 0
+        world = content["task"]["class_path"].lower()
+        assert main(["sft", *common, "--batch", "8", "--model", f"builtin:{world}"]) == 0
     else:
         small = ["--prompts", "2", "--answers", "2", "--epochs", "2", "--sampler.steps", "2"]
         assert main(["train", *common, *small]) == 0
