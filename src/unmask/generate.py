@@ -122,13 +122,11 @@ def generate(options: Namespace, words: Sequence[str]) -> None:
         given = pictures.given(open_picture(options.init), open_picture(options.mask), slots)
         given = given.repeat(options.samples, 1).to(runtime.device)
     answer = sampler(policy, canvas, random.fold(torch.arange(options.samples, device=runtime.device)), given)
-    if pictures is not None:
-        for picture, file in zip(pictures.decode(answer.x.cpu()), files, strict=True):
-            picture.save(file)
-            print(file)
-        return
-    for text in model.modality.visible(answer.x.cpu()):
-        print(text)
+    shown = model.modality.visible(answer.x.cpu())
+    for picture, file in zip(shown, files, strict=True) if files else ():
+        picture.save(file)
+    for line in files or shown:
+        print(line)
     if options.trace:
         _show_trace(model, answer.x[0].cpu(), answer.revealed_at[0].tolist())
 

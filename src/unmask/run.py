@@ -175,9 +175,9 @@ class Run:
     def _model(self) -> Model:
         config, compute = self.config, self.config.compute
         if config.scratch is not None:
-            if config.task.alphabet is None:
-                raise UserError(f"scratch makes models for built-in worlds; task {config.task.name} needs --model")
             task = config.task
+            if task.alphabet is None:
+                raise UserError(f"scratch makes models for built-in worlds; task {task.name} needs --model")
             model = config.scratch.build(task.alphabet, config.seed, task.image_tokenizer, task.answer_length)
         else:
             model = load(config.model or "", revision=config.revision)

@@ -44,6 +44,10 @@ class Modality(ABC):
         """What rewards see of an answer."""
 
     @abstractmethod
+    def visible(self, x: Int[Tensor, "b t"]) -> list[Completion]:
+        """What a user sees of an answer."""
+
+    @abstractmethod
     def stored(self, completion: Completion) -> str:
         """A completion as records keep it."""
 

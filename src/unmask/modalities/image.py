@@ -158,6 +158,9 @@ class Image(Modality):
             for picture in tokenizer.to_pictures(tokenizer.decode(part.to(tokenizer.device).unflatten(1, grid)))
         ]
 
+    def visible(self, x: Int[Tensor, "b t"]) -> list[Completion]:
+        return self.decode(x)
+
     def stored(self, completion: Completion) -> str:
         """A PNG as a `data:` URI."""
         return to_uri(completion)

@@ -92,11 +92,11 @@ class Text(Modality):
         end = torch.isin(x, self.end_ids.to(x.device))
         return end.cumsum(1) - end.long() == 0
 
-    def decode(self, x: Int[Tensor, "b t"]) -> list[str]:
+    def decode(self, x: Int[Tensor, "b t"]) -> list[Completion]:
         """Text with special tokens kept, so that rewards can cut at the first end token."""
         return self.tokenizer.batch_decode(x.tolist(), skip_special_tokens=False)
 
-    def visible(self, x: Int[Tensor, "b t"]) -> list[str]:
+    def visible(self, x: Int[Tensor, "b t"]) -> list[Completion]:
         """Text up to the first end token, without special tokens."""
         ends = self.valid(x).sum(1).tolist()
         rows = [row[:end] for row, end in zip(x.tolist(), ends, strict=True)]
