@@ -11,6 +11,7 @@ from PIL import Image
 
 from unmask.cli import main
 from unmask.config import TrainConfig, parse
+from unmask.errors import UserError
 from unmask.evaluation import diversity
 from unmask.models import load
 from unmask.models.scratch import Scratch
@@ -19,7 +20,7 @@ from unmask.random import Random
 from unmask.report import write_report
 from unmask.rl import train
 from unmask.supervised import without_prompts
-from unmask.tasks import Shapes
+from unmask.tasks import Captioned, Shapes
 
 DATA = Path(__file__).parent / "data"
 TASK = {"class_path": "Shapes", "init_args": {"validation_items": 6, "test_items": 12}}
@@ -188,3 +189,51 @@ def test_text_models_are_asked_for_no_pictures(tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert main(["eval", str(DATA / "llada"), "--task", "shapes"]) == 2
     assert "no pictures" in capsys.readouterr().err
+
+
+def pictures_in(folder: Path, count: int) -> Path:
+    rows = [Shapes().rows("train")[i] for i in range(count)]
+    for i, row in enumerate(rows):
+        row["completion"].save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(row["prompt"] + "\n")
+    lines = [json.dumps({"prompt": row["prompt"], "image": f"{i}.png"}) for i, row in enumerate(rows)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_folders_and_lists_of_pictures_give_the_same_rows(tmp_path):
+    folder = pictures_in(tmp_path, 20)
+    for split in ("train", "validation"):
+        one, two = (Captioned(data=str(path)).rows(split) for path in (folder, folder / "rows.jsonl"))
+        assert {row["prompt"] for row in one} == {row["prompt"] for row in two}
+    assert Captioned(data=str(folder)).rows("train")[0]["completion"].size == (32, 32)
+
+
+def test_the_preset_of_mmada_fine_tunes_on_a_folder_of_pictures(tmp_path):
+    folder = pictures_in(tmp_path, 6)
+    small = ["--task.answer_length", "16", "--batch", "2", "--steps", "2", "--adapter.rank", "2"]
+    model = load(DATA / "mmada", image_tokenizer=DATA / "magvitv2")
+    model.save(tmp_path / "model")
+    words = ["sft", "--config", "mmada-t2i-sft", "--model", str(tmp_path / "model"), "--data", str(folder), *small]
+    more = ["--out", str(tmp_path / "run"), "--compute.dtype", "float32", "--compute.device", "cpu"]
+    assert main([*words, *more]) == 0
+    assert load(tmp_path / "run").image_tokenizer is not None
+
+
+def test_mistakes_in_a_folder_of_pictures_are_named(tmp_path):
+    folder = pictures_in(tmp_path, 3)
+    (folder / "1.txt").unlink()
+    with pytest.raises(UserError, match=r"1\.txt is not there"):
+        Captioned(data=str(folder)).rows("train")
+    (folder / "rows.jsonl").write_text(
+        '{"prompt": "a circle", "image": "absent.png"}\n{"prompt": "b", "image": "0.png"}'
+    )
+    rows = Captioned(data=str(folder / "rows.jsonl"), validation_share=0).rows("train")
+    with pytest.raises(UserError, match=r"absent\.png cannot be read"):
+        rows[0]
+    (folder / "rows.jsonl").write_text('{"prompt": "a circle", "image": 3}')
+    with pytest.raises(UserError, match="row 1: field 'image'"):
+        Captioned(data=str(folder / "rows.jsonl")).rows("train")
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="has no pictures"):
+        Captioned(data=str(folder / "empty")).rows("train")

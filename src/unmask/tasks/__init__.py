@@ -3,6 +3,7 @@
 from unmask.errors import UserError
 from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import Row, Task, World
+from unmask.tasks.captioned import Captioned
 from unmask.tasks.code import MBPP, AceCode, HumanEval
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.gsm8k import GSM8K
@@ -17,6 +18,7 @@ __all__ = [
     "NAMES",
     "AceCode",
     "Arithmetic",
+    "Captioned",
     "Countdown",
     "HumanEval",
     "Programs",
@@ -31,7 +33,7 @@ __all__ = [
 
 NAMES: dict[str, type[Task]] = {
     task.name: task
-    for task in (Sudoku, Countdown, Arithmetic, Programs, Shapes, GSM8K, Prompts, MBPP, HumanEval, AceCode)
+    for task in (Sudoku, Countdown, Arithmetic, Programs, Shapes, Captioned, GSM8K, Prompts, MBPP, HumanEval, AceCode)
 }
 
 
