@@ -90,7 +90,7 @@ def test_pictures_of_nothing_are_never_accepted():
     assert {name: accepted(pictures, rows) for name, pictures in garbage.items()} == dict.fromkeys(garbage, 0)
 
 
-def test_the_detector_survives_noise_and_another_size():
+def test_the_detector_survives_noise():
     rng = np.random.default_rng(3)
     drawn = by_category(120, seed=3)
     rows = [_row(caption) for caption, _ in drawn]
@@ -98,8 +98,7 @@ def test_the_detector_survives_noise_and_another_size():
         Image.fromarray((np.asarray(one) + rng.normal(0, 8, (32, 32, 3))).round().clip(0, 255).astype(np.uint8))
         for _, one in drawn
     ]
-    large = [one.resize((64, 64), Image.Resampling.BICUBIC) for _, one in drawn]
-    assert accepted(noisy, rows) >= 118 and accepted(large, rows) >= 118
+    assert accepted(noisy, rows) >= 118
 
 
 def test_what_the_verifier_saw_is_told():
