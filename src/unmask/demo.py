@@ -54,7 +54,7 @@ def demo(task: str, seed: int, out: str | None, method: str | None, overrides: S
         console.print(f"{when}: {share:.3f} of {items} test items solved (95 % interval {low:.3f} to {high:.3f})")
         return result
 
-    console.print(f"{method} on {task}, seed {seed}; everything goes to {folder}")
+    console.print(f"{config.method} on {task}, seed {seed}; everything goes to {folder}")
     before = solved(str(config.model), "before")
     run = train(config)
     after = solved(str(folder / "model"), "after")
