@@ -3,6 +3,7 @@
 from unmask.errors import UserError
 from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
 from unmask.rewards.code import Code
+from unmask.rewards.math import Math
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
 from unmask.rewards.shapes import ShapesDrawn
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
@@ -18,6 +19,7 @@ __all__ = [
     "Format",
     "Integer",
     "Judged",
+    "Math",
     "Number",
     "PerItem",
     "Reward",
@@ -36,7 +38,7 @@ __all__ = [
 NAMES: dict[str, type[Reward]] = {
     reward.name: reward
     for reward in (
-        *(Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
+        *(Number, Math, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
         ShapesDrawn,
     )
 }

@@ -230,8 +230,8 @@ def is_final(answer: str, gold: str) -> bool:
     """Whether unequal by the rules stays unequal: math-verify would be slow here, or is known to be wrong.
 
     Slow: long texts, factorials, towers, large exponents and numbers, deep nesting, sums and integrals that the gold
-    does not have. Wrong: collections of different length, a base subscript on one side only, words (which it reads as
-    products of their letters), equations with different left sides.
+    does not have. Wrong: collections of different length, numbers with a base (whose subscript it leaves out), words
+    (which it reads as products of their letters), equations with different left sides.
     """
     ours, golds = undressed(answer), undressed(gold)
     return (
@@ -240,7 +240,7 @@ def is_final(answer: str, gold: str) -> bool:
         or _depth(answer) > 32
         or any(macro in answer and macro not in gold for macro in (r"\int", r"\sum", r"\prod"))
         or len(split(ours)[1]) != len(split(golds)[1])
-        or bool(_BASE.search(ours)) != bool(_BASE.search(golds))
+        or _BASE.search(ours + " " + golds) is not None
         or any(re.fullmatch("[A-Za-z]{3,}", plain(side)) for side in (ours, golds))
         or ("=" in ours and "=" in golds and plain(ours.partition("=")[0]) != plain(golds.partition("=")[0]))
     )

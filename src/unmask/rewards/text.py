@@ -242,12 +242,19 @@ class Number(TextReward):
 
 @dataclass(frozen=True)
 class Format(TextReward):
-    """1 for exactly one non-empty `<reasoning>..</reasoning>` that is followed by an answer; else 0."""
+    """1 for exactly one non-empty `<reasoning>..</reasoning>` that is followed by an answer; else 0.
+
+    Args:
+        opened: the prompt ends with `<reasoning>`: the text goes on behind it.
+    """
 
     name: ClassVar[str] = "format"
 
+    opened: bool = False
+
     def read(self, text: str, row: Row) -> Score:
         del row
+        text = f"<reasoning>{text}" if self.opened else text
         if text.count("<reasoning>") != 1 or text.count("</reasoning>") != 1:
             return Score.ok(0)
         inside, _, after = text.partition("<reasoning>")[2].partition("</reasoning>")
