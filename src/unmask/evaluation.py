@@ -163,10 +163,15 @@ def diversity(generations: Sequence[Mapping[str, Any]]) -> float:
     return sum(means) / len(means)
 
 
+TOLD = ("right", "parts", "tests", "decided_by", "reason")
+"""Details of a score that a record has too: `right` of `parts` where an answer has parts that are counted one by one,
+the outcome of each test of a program, what decided, and why an answer is invalid or wrong."""
+
+
 def judgement(score: Score) -> dict[str, Any]:
-    """What a record says of a score; `right` of `parts` where an answer has parts that are counted one by one."""
+    """What a record says of a score."""
     said = {"correct": score.value == 1.0, "status": score.status, "extracted": score.details.get("answer")}
-    return said | {name: score.details[name] for name in ("right", "parts") if name in score.details}
+    return said | {name: score.details[name] for name in TOLD if name in score.details}
 
 
 def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:
@@ -279,7 +284,7 @@ def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, 
     if all(score.status == "not_applicable" for score in scores):
         raise UserError(f"task {task.name} has no metric: its generations cannot be scored")
     judged = [
-        {k: item[k] for k in item if k not in ("right", "parts")} | judgement(score)
+        {k: item[k] for k in item if k not in TOLD} | judgement(score)
         for (_, item), score in zip(items, scores, strict=True)
     ]
     groups: dict[Any, list[dict[str, Any]]] = {}
