@@ -114,17 +114,17 @@ def test_further_rules_are_named(answer, gold, rule):
 UNEQUAL = r"""
     1 2 | 12 ; 2 1/3 | 7 ; x=5 | y=5 ; xy=5 | 5 ; 5 | 5=x ; 1,1,2 | 1,2 ; (1,2) | (2,1) ; (1,2) | [1,2] ; (1,2] | (1,2)
     (1,2) | 1,2 ; \{1,2\} | 1,2 ; 1,2 | 1,2,3 ; 1/0 | \frac{2}{0} ; 3, 500 | 3500 ; 1,5 | 15 ; 0.333 | \frac13
-    \text{Evelyn}\text{Navin} | \text{Evelyn} ; evelyn | Evelyn ; 101_2 | 101 ; 5 | -5 ; \frac{1}{2}3 | 0.5 ; 2\frac{-1}{3} | 5/3
-    (a+5)(b+2) | (b+2)(a+5) ; (0,9)\cup(9,36) | (0,36) ; \sqrt[3]{2} | \sqrt{2} ; 5 cm | 5 ; 1e3 | 1000 ; \u0665 | 5 ; x^{10} | x^10
-    \sin x | \cos x ; 50\% | 0.5 ; \frac{1}{2 | \frac{1}{2} ; (1,2 | (1,2) ; 3 \text{ or } 4 | 3
-"""
+    \text{Evelyn}\text{Navin} | \text{Evelyn} ; evelyn | Evelyn ; 101_2 | 101 ; 5 | -5 ; \frac{1}{2}3 | 0.5
+    2\frac{-1}{3} | 5/3 ; (a+5)(b+2) | (b+2)(a+5) ; (0,9)\cup(9,36) | (0,36) ; \sqrt[3]{2} | \sqrt{2} ; 5 cm | 5
+    1e3 | 1000 ; x^{10} | x^10 ; \sin x | \cos x ; 50\% | 0.5 ; \frac{1}{2 | \frac{1}{2} ; (1,2 | (1,2)
+    3 \text{ or } 4 | 3 ; ARABIC | 5
+""".replace("ARABIC", "\u0665")
 
 
 @pytest.mark.parametrize("pair", [pair for line in UNEQUAL.strip().splitlines() for pair in line.split(" ; ")])
 def test_what_no_rule_covers_is_unequal(pair):
-    answer, gold = pair.strip().encode().decode("unicode_escape") if r"\u" in pair else pair, None
-    answer, gold = answer.split(" | ")
-    assert agreement(answer.strip(), gold.strip()) is None and agreement(gold.strip(), answer.strip()) is None
+    answer, gold = pair.strip().split(" | ")
+    assert agreement(answer, gold) is None and agreement(gold, answer) is None
     assert BY_RULES.judge(rf"\boxed{{{answer}}}", {"answer": gold}).value == 0
 
 
@@ -161,57 +161,12 @@ def test_lists_are_multisets_and_tuples_are_ordered(members, rng):
 
 
 # Pieces that the rules treat specially.
-PIECES = [
-    r"\frac",
-    r"\dfrac",
-    r"\sqrt",
-    r"{",
-    r"}",
-    r"[",
-    r"]",
-    r"(",
-    r")",
-    r"\{",
-    r"\}",
-    r",",
-    r"=",
-    r"x",
-    r"x=",
-    r"\in",
-    r"^",
-    r"_",
-    r"^{2}",
-    r"1",
-    r"2",
-    r"10",
-    r".5",
-    r"/",
-    r"-",
-    r"+",
-    r"\pi",
-    r"\text{",
-    r"\text{cm}",
-    r"\left",
-    r"\right",
-    r"$",
-    r"%",
-    r"\!",
-    r"\\",
-    r"\,",
-    r"~",
-    r"\cup",
-    r"\begin{pmatrix}",
-    r"&",
-    r"^\circ",
-    r"_{8}",
-    r"!",
-    r"1,000",
-    r"{,}",
-    r"\boxed{",
-    r".",
-    r"\circ",
-]
-TEXTS = st.one_of(st.text(max_size=30), st.lists(st.sampled_from([*PIECES, " "]), max_size=25).map("".join))
+MARKUP = (
+    r"\frac \dfrac \sqrt { } [ ] ( ) \{ \} \in ^ _ ^{2} \pi \text{ \text{cm} \left \right \cup \begin{pmatrix} \circ"
+)
+SYMBOLS = r", = x x= 1 2 10 .5 / - + $ % \! \\ \, ~ & ^\circ _{8} ! 1,000 {,} \boxed{ ."
+PIECES = [*MARKUP.split(), *SYMBOLS.split(), " "]
+TEXTS = st.one_of(st.text(max_size=30), st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 
 
 @settings(max_examples=300)
@@ -290,22 +245,8 @@ def test_the_second_opinion_is_not_a_rubber_stamp(answer, gold):
     assert judged(answer, gold) == (0.0, "ok", "math-verify")
 
 
-FINAL = [
-    *(
-        "5!",
-        "x" * 257,
-        "9^{9^9}",
-        "9^9^9",
-        "9**9**9",
-        "2^(3^4)",
-        "(x+1)^{5000}",
-        "9^{-5000}",
-        "1" * 31,
-        "(" * 33,
-        "{" * 33,
-    ),
-    *(r"\int_0^1 x dx", r"\sum_{n=1}^9 n", r"\prod n", "6,7", "101_2", "seat", "x=6"),
-]
+SLOW = r"5! 9^{9^9} 9^9^9 9**9**9 2^(3^4) (x+1)^{5000} 9^{-5000} \int_0^1{x}dx \sum_{n=1}^9{n} \prod{n}"
+FINAL = [*SLOW.split(), "x" * 257, "1" * 31, "(" * 33, "{" * 33, "6,7", "101_2", "seat", "x=6"]
 
 
 @pytest.mark.parametrize("answer", FINAL)
@@ -316,28 +257,31 @@ def test_what_is_slow_or_known_to_be_wrong_is_not_asked_about(answer):
     assert not is_final("7", "6") and not is_final(r"\sum n", r"\sum m")
 
 
-SLOW = (r"(a+b+c+d+e+f+g)^{99}", r"(((9^{999})^{999})^{999})")
-
-
 @needs_opinion
 def test_an_answer_that_takes_too_long_ends_its_process_and_nothing_else():
-    texts = [rf"\boxed{{{answer}}}" for answer in (r"\frac{1}{\sqrt3}", *SLOW, "7", r"\frac{1}{\sqrt3}")]
-    rows = [{"answer": r"\frac{\sqrt3}{3}"}] * len(texts)
+    slow = r"\boxed{(a+b+c+d+e+f+g)^{99}}"
+    texts, rows = [r"\boxed{\frac{1}{\sqrt3}}", slow, r"\boxed{7}"], [{"answer": r"\frac{\sqrt3}{3}"}] * 3
     Math()(texts[:1], rows[:1])  # a process is ready
     begun = time.monotonic()
     scores = Math()(texts, rows)
-    assert time.monotonic() - begun < 20
-    assert [score.value for score in scores] == [1, 0, 0, 0, 1]
-    assert [score.status for score in scores] == ["ok", "invalid", "invalid", "ok", "ok"]
+    assert time.monotonic() - begun < 15
+    assert [score.value for score in scores] == [1, 0, 0]
+    assert [score.status for score in scores] == ["ok", "invalid", "ok"]
     assert scores[1].details["reason"] == "timeout" and scores[1].details["decided_by"] == "math-verify"
-    assert Math()(texts[::-1], rows)[::-1] == scores == [Math()([text], rows[:1])[0] for text in texts]
     seen = []
-    threads = [threading.Thread(target=lambda: seen.append(Math()(texts[:2] + texts[3:], rows[:4]))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: seen.append(Math()(texts[::-1], rows)[::-1])) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [[scores[0], scores[1], *scores[3:]]] * 3
+    assert seen == [scores] * 2
+
+
+@needs_opinion
+def test_a_batch_is_judged_like_its_items():
+    texts = [rf"\boxed{{{answer}}}" for answer in ("1+x", "x+1", "2x", "(x+1)", "x", "")]
+    rows = [{"answer": "x+1"}] * 6
+    assert Math()(texts, rows) == [Math()([text], rows[:1])[0] for text in texts]
 
 
 def places() -> list[verifier._Process]:
@@ -431,9 +375,9 @@ ROWS = [
         "problem": "What is half of one?",
         "solution": r"Half of one is $\boxed{\frac12}$.",
         "level": 1,
-        "subject": "Algebra",
+        "subject": "A",
     },
-    {"problem": "Solve $x-5=0$.", "solution": "It is five.", "answer": "x=5", "level": "Level 2", "type": "Algebra"},
+    {"problem": "Solve $x-5=0$.", "solution": "It is five.", "answer": "x=5", "level": "Level 2", "type": "B"},
     {"problem": "Name the roots of $(x-1)(x-2)$.", "solution": r"They are $\boxed{1,2}$.", "answer": "1,2"},
 ]
 
@@ -450,7 +394,7 @@ def test_rows_ask_for_a_box_and_their_demonstrations_win_every_reward(tmp_path):
         task = MathTask(data=file, protocol=protocol)
         rows = task.rows("test")
         assert [row["answer"] for row in rows] == [r"\frac12", "x=5", "1,2"]
-        assert [row["category"] for row in rows] == ["Algebra", "Algebra", None]
+        assert [row["category"] for row in rows] == ["A", "B", None]
         for row in rows:
             assert row["prompt"][0] == {"role": "user", "content": f"{INSTRUCTIONS}\n\n{row['problem']}"}
             assert [turn["content"] for turn in row["prompt"][1:]] == ([prefill] if prefill else [])
@@ -501,7 +445,8 @@ def test_a_row_that_does_not_fit_is_named_with_its_field(tmp_path, change, says)
         (r"\boxed{1/2}", r"\frac{1}{2}", True),
         (r"\boxed{0.5}", r"\frac{1}{2}", True),
         (r"\boxed{0.25}", r"\frac{1}{4}", False),
-        (r"\boxed{x = 5}", "5", False),  # its name and the blank are three characters
+        (r"\boxed{x = 5}", "5", True),
+        (r"\boxed{abc=5}", "5", False),  # a longer name stays
         (r"\boxed{x=5}", "5", True),
         (r"\boxed{5 \text{ cm}}", "5", True),
         (r"\boxed{5\text{cm}}", "5", False),
@@ -535,7 +480,8 @@ def test_the_string_rule_step_by_step():
         (r"\frac1{72}", r"\frac{1}{72}"),
         (r"\frac{72}1", r"\frac{72}1"),
         (r"\sqrt 3", r"\sqrt{}3"),
-        ("k = 3 ", "k=3"),
+        ("k = 3 ", "3"),
+        ("abc = 3 ", "abc=3"),
         ("-3/4", r"\frac{-3}{4}"),
         ("03/4", "03/4"),
         ("a {.5}", "a{0.5}"),
