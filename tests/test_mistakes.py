@@ -160,7 +160,7 @@ MISTAKES = {
         demo --steps x                              | steps: must be a whole number, not 'x'
         demo --out D/here                           | --out D/here exists already
         eval M --task sudoku --resume               | --resume needs --out FILE
-        eval M --task sudoku --out D/gsm.jsonl      | --out D/gsm.jsonl exists already: add --resume; choose another file
+        eval M --task sudoku --out D/gsm.jsonl      | --out D/gsm.jsonl exists already: add --resume
         eval --task sudoku --generations D/grid.jsonl --out D/gsm.jsonl | exists already: choose another file
         eval M --task sudoku --protocol d1          | --protocol d1: task sudoku has unmask
         eval M --task gsm8k --protocol d2           | --protocol d2: task gsm8k has unmask, d1, maskgrpo
