@@ -2,8 +2,8 @@
 
     python -m unmask.harness --model unmask --model_args pretrained=GSAI-ML/LLaDA-8B-Instruct --tasks gsm8k
 
-Importing this module registers the model; run as a module it is the harness's own command line. A context of the harness
-is what the user says, under the model's chat template, so few-shot examples stand inside that turn, and
+Importing this module registers the model; run as a module it is the harness's own command line. A context of the
+harness is what the user says, under the model's chat template, so few-shot examples stand inside that turn, and
 `--apply_chat_template` is refused.
 """
 
@@ -79,6 +79,7 @@ class Harness(LM):
 
     def apply_chat_template(self, chat_history: Sequence[Any], add_generation_prompt: bool = True) -> str:
         """Refused: the template is applied to every context already."""
+        del chat_history, add_generation_prompt
         raise UserError("model unmask puts every context into the user's turn already: leave --apply_chat_template out")
 
     @torch.no_grad()
@@ -106,9 +107,9 @@ class Harness(LM):
     def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """An estimate of a lower bound of log p(continuation | context), and whether greedy decoding gives it.
 
-        The bound is LLaDA's (arXiv 2502.09992, equation 6): the mean, over `samples` masks with l of the n tokens hidden,
-        l uniform on 1 .. n, of n / l times the log-probabilities of what is hidden. For one token it is exact. Greedy
-        decoding takes one step per token.
+        The bound is LLaDA's (arXiv 2502.09992, equation 6): the mean, over `samples` masks with l of the n tokens
+        hidden, l uniform on 1 .. n, of n / l times the log-probabilities of what is hidden. For one token it is exact.
+        Greedy decoding takes one step per token.
         """
         del disable_tqdm
         found = []
@@ -136,7 +137,9 @@ class Harness(LM):
             logp = score(self.policy, canvas, rows, View(mask, mask.float(), None))
             total += float((logp.sum(1) * n / count).sum())
         canvas = modality.encode([context], n).to(self.model.device)
-        greedy = LowConfidence(steps=n, temperature=0.0)(self.policy, canvas, random.fold(2)[None])
+        greedy = LowConfidence(steps=n, temperature=0.0)(
+            self.policy, canvas, random.fold(torch.tensor([2], device=self.model.device))
+        )
         return total / self.samples, bool((greedy.x == x).all())
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
