@@ -137,9 +137,8 @@ class Harness(LM):
             logp = score(self.policy, canvas, rows, View(mask, mask.float(), None))
             total += float((logp.sum(1) * n / count).sum())
         canvas = modality.encode([context], n).to(self.model.device)
-        greedy = LowConfidence(steps=n, temperature=0.0)(
-            self.policy, canvas, random.fold(torch.tensor([2], device=self.model.device))
-        )
+        place = random.fold(torch.tensor([2], device=self.model.device))
+        greedy = LowConfidence(steps=n, temperature=0.0)(self.policy, canvas, place)
         return total / self.samples, bool((greedy.x == x).all())
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
