@@ -513,19 +513,8 @@ def test_ten_thousand_texts_are_judged_in_no_time(text):
 
 
 def test_the_readers_of_d1_are_fast_on_hostile_text():
-    pieces = [
-        r"\boxed{",
-        "<answer>",
-        "<answer>```",
-        "</answer>",
-        "1" * 15 + " ",
-        "1",
-        r"\boxed ",
-        "{",
-        r"\frac1",
-        r"\sqrt",
-    ]
-    for piece in [*pieces, "``` ", "```1", r"\boxed{" + "\n", "=1 "]:
+    markup = [r"\boxed{", r"\boxed ", "\\boxed{\n", "<answer>", "<answer>```", "</answer>", "{", r"\frac1", r"\sqrt"]
+    for piece in [*markup, "1" * 15 + " ", "1", "``` ", "```1", "=1 "]:
         text = piece * (65_536 // len(piece))
         for reward, row in D1.items():
             begun = time.monotonic()
