@@ -90,6 +90,7 @@ def test_what_does_not_fit_is_refused(harness):
         Harness(LLADA, answer_length=20)
 
 
+@pytest.mark.slow  # the harness reads the index of all its tasks first
 def test_the_harness_runs_a_task_of_the_users_own(tmp_path):
     rows = [{"q": "1 + 1 =", "a": "2"}, {"q": "2 + 2 =", "a": "4"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
