@@ -68,7 +68,7 @@ class Harness(LM):
         del max_batch_size
         if min(answer_length, samples) < 1 or not str(batch_size).isdigit() or int(batch_size) < 1:
             raise UserError("answer_length, samples and batch_size must be whole numbers from 1")
-        runtime = Runtime(Compute(device="auto" if device is None else device.partition(":")[0]))
+        runtime = Runtime(Compute(device="auto" if device is None else "cuda" if "cuda" in device else "cpu"))
         dtype = dtype or ("float32" if runtime.device.type == "cpu" else None)
         self.model = load(pretrained, device=str(runtime.device), dtype=dtype, revision=revision).answering("text")
         self.policy = self.model.policy(autocast=runtime.autocast)
@@ -88,19 +88,19 @@ class Harness(LM):
         del disable_tqdm
         modality, texts = self.model.modality, []
         for temperature, part in self._batches(requests):
-            contexts = [requests[index].args[0] for index in part]
+            contexts = [_args(requests[index])[0] for index in part]
             canvas = modality.encode(contexts, self.answer_length).to(self.model.device)
             places = torch.tensor(part, device=self.model.device)
             sampler = replace(self.sampler, temperature=temperature)
             answer = sampler(self.policy, canvas, self.random.fold(0).fold(places))
             for index, text in zip(part, modality.visible(answer.x.cpu()), strict=True):
-                texts.append(_cut(text, requests[index].args[1].get("until") or []))
+                texts.append(_cut(text, _args(requests[index])[1].get("until") or []))
                 self.cache_hook.add_partial("generate_until", requests[index].args, texts[-1])
         return texts
 
     def _batches(self, requests: "Sequence[Instance]") -> Iterator[tuple[float, list[int]]]:
         """Places of consecutive requests of one temperature."""
-        for temperature, group in groupby(range(len(requests)), lambda i: _temperature(requests[i].args[1])):
+        for temperature, group in groupby(range(len(requests)), lambda i: _temperature(_args(requests[i])[1])):
             yield from ((temperature, list(part)) for part in batched(group, self.batch))
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class Harness(LM):
         del disable_tqdm
         found = []
         for index, request in enumerate(requests):
-            context, continuation = request.args
+            context, continuation = _args(request)
             found.append(self._loglikelihood(context, continuation, self.random.fold(1).fold(index)))
             self.cache_hook.add_partial("loglikelihood", request.args, found[-1])
         return found
@@ -144,6 +144,11 @@ class Harness(LM):
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """Refused: rolling windows read a text from left to right, which a masked diffusion model does not."""
         raise NotImplementedError("model unmask has no rolling log-likelihood (perplexity): choose tasks without it")
+
+
+def _args(request: "Instance") -> tuple[Any, ...]:
+    """(context, options) or (context, continuation)."""
+    return request.args
 
 
 def _temperature(options: Mapping[str, Any]) -> float:
