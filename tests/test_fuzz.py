@@ -134,7 +134,7 @@ def read_partial(folder: Path, value: Any) -> None:
     file, out = folder / "partial.jsonl", folder / "result.json"
     file.write_text("".join(json.dumps(row) + "\n" for row in value) if isinstance(value, list) else json.dumps(value))
     out.write_text(json.dumps(value))
-    refuses_politely(lambda: finished(out, file, {"seed": 0}))
+    refuses_politely(lambda: finished(out, {"seed": 0}))
     refuses_politely(lambda: Partial(file, {"seed": 0}, resume=True).batch([(0, 0)]))
 
 
