@@ -3,6 +3,7 @@
 from unmask.errors import UserError
 from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
 from unmask.rewards.code import Code
+from unmask.rewards.images import Aesthetic, ClipScore, GenEvalObjects, HPScore, ImageRewardScore, PickScore
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
 from unmask.rewards.shapes import ShapesDrawn
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
@@ -11,15 +12,21 @@ from unmask.rewards.user import UserReward, UserRewardError
 __all__ = [
     "NAMES",
     "AdditionWorked",
+    "Aesthetic",
     "Boxed",
+    "ClipScore",
     "Code",
     "CountdownSolved",
     "ExactAnswer",
     "Format",
+    "GenEvalObjects",
+    "HPScore",
+    "ImageRewardScore",
     "Integer",
     "Judged",
     "Number",
     "PerItem",
+    "PickScore",
     "Reward",
     "Row",
     "Score",
@@ -37,7 +44,7 @@ NAMES: dict[str, type[Reward]] = {
     reward.name: reward
     for reward in (
         *(Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
-        ShapesDrawn,
+        *(ShapesDrawn, GenEvalObjects, ClipScore, PickScore, Aesthetic, HPScore, ImageRewardScore),
     )
 }
 

@@ -64,7 +64,9 @@ class GenEvalObjects(PictureReward):
         detector, clip = self.load()
         for row in rows:
             if not isinstance(row.get("include"), list) or not isinstance(row.get("tag"), str):
-                raise UserError(f"reward geneval: row {row.get('id', '?')} needs columns 'tag' and 'include': task geneval")
+                raise UserError(
+                    f"reward geneval: row {row.get('id', '?')} needs columns 'tag' and 'include': task geneval"
+                )
         found = detector(pictures, self.short_side, self.long_side, self.batch)
         return [self._score(*one, clip) for one in zip(pictures, rows, found, strict=True)]
 
@@ -79,7 +81,11 @@ class GenEvalObjects(PictureReward):
         words = [
             text
             for colour in COLOURS
-            for text in (f"a photo of a {colour} {name}", f"a photo of a {colour}-colored {name}", f"a photo of a {colour} object")
+            for text in (
+                f"a photo of a {colour} {name}",
+                f"a photo of a {colour}-colored {name}",
+                f"a photo of a {colour} object",
+            )
         ]
         kinds = clip.texts(words, len(words)).unflatten(0, (len(COLOURS), 3)).mean(1)
         kinds = kinds / kinds.norm(dim=-1, keepdim=True)

@@ -18,7 +18,9 @@ CLASSES = tuple(
     broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
     laptop, computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator,
     book, clock, vase, scissors, teddy bear, hair drier, toothbrush
-    """.replace("\n    ", " ").strip().split(", ")
+    """.replace("\n    ", " ")
+    .strip()
+    .split(", ")
 )
 """The 80 classes of COCO, in its order, as GenEval calls them."""
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")

@@ -82,7 +82,9 @@ class PickScore(Similarity):
 
 @dataclass(frozen=True)
 class HPScore(Similarity):
-    """Human Preference Score v2 or v2.1 (arXiv 2306.09341): the cosine of picture and prompt, .2 to .35; published numbers are 100 times this.
+    """Human Preference Score v2 or v2.1 (arXiv 2306.09341): the cosine of picture and prompt, .2 to .35.
+
+    Published numbers are 100 times this.
 
     Args:
         model: file with a ViT-H/14 in open_clip's layout, or OWNER/NAME:FILE of the hub; `HPS_v2_compressed.pt` beside

@@ -103,6 +103,8 @@ class ImageRewardNetwork:
                 num_hidden_layers=_count(text, "encoder.layer."),
                 num_attention_heads=self.text_heads,
                 max_position_embeddings=len(positions),
+                bos_token_id=None,
+                sep_token_id=None,
                 is_decoder=True,  # builds the cross attention; the forward below looks both ways
             )
         except KeyError as error:

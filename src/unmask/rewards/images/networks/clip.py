@@ -16,6 +16,7 @@ from unmask.rewards.images.networks.pixels import square
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+
 class Clip:
     """A CLIP model with its tokenizer: pictures and texts to unit vectors of one space.
 

@@ -109,5 +109,7 @@ def load_detector(source: str, device: str, dtype: str) -> Detector:
 def _load(source: str, device: torch.device, dtype: str) -> Detector:
     model = pretrained(Segmenter, source, dtype)
     if model.config.num_labels != len(CLASSES):
-        raise UserError(f"{source} tells {model.config.num_labels} classes apart; the {len(CLASSES)} of COCO are needed")
+        raise UserError(
+            f"{source} tells {model.config.num_labels} classes apart; the {len(CLASSES)} of COCO are needed"
+        )
     return Detector(model, device)

@@ -4,7 +4,8 @@ import functools
 import pickle
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,9 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device {name!r} of a reward: must be auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise UserError(f"device {name!r} of a reward: torch sees {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
 
@@ -65,9 +68,8 @@ def pretrained(kind: Any, source: str, dtype: str) -> Any:
     """
     _require_folder(source, "config.json")
     try:
-        model, found = kind.from_pretrained(source, dtype=parse_dtype(dtype), output_loading_info=True)
-    except UserError:
-        raise
+        with _quiet():
+            model, found = kind.from_pretrained(source, dtype=parse_dtype(dtype), output_loading_info=True)
     except Exception as error:  # transformers, the hub client and torch raise dozens of kinds
         raise UserError(f"{kind.__name__} {source} cannot be loaded: {_said(error)}") from error
     if found["missing_keys"]:
@@ -134,6 +136,20 @@ def filled(module: torch.nn.Module, state: dict[str, Tensor], source: str, dtype
             raise UserError(f"{source} {what} {first_few(names)}: these are not the weights of this reward")
     module.load_state_dict(state)
     return module.to(parse_dtype(dtype)).eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers: runs have their own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _require_folder(source: str, file: str | None) -> None:

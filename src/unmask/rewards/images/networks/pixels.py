@@ -36,9 +36,7 @@ def square(picture: "Image", size: int, fit: Literal["crop", "pad"] = "crop") ->
         long = max(picture.size)
         shape = tuple(max(1, round(size * side / long)) for side in picture.size)
         scaled = Image.new("RGB", (size, size))
-        scaled.paste(
-            picture.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2)
-        )
+        scaled.paste(picture.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2))
     return normalised(scaled, CLIP_MEAN, CLIP_STD)
 
 
@@ -60,9 +58,7 @@ def stretched(picture: "Image", short: int, long: int, multiple: int) -> np.ndar
         other = int(short * high / low)
     shape = (short, other) if width <= height else (other, short)
     rounded = tuple(-(-side // multiple) * multiple for side in shape)
-    return normalised(
-        picture.convert("RGB").resize(rounded, Image.Resampling.BILINEAR), IMAGENET_MEAN, IMAGENET_STD
-    )
+    return normalised(picture.convert("RGB").resize(rounded, Image.Resampling.BILINEAR), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def normalised(picture: "Image", mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
