@@ -198,7 +198,10 @@ def mistakes_of_settings(folder: Path) -> list[tuple[PictureReward, str]]:
         (ClipScore(model=head), "head.pth is a file: name a model's folder"),
         (ClipScore(model=clip, tokenizer=str(folder / "nowhere")), "nowhere is not there"),
         (ClipScore(model=str(folder / "empty"), tokenizer=clip), "empty holds no config.json"),
-        (ClipScore(model=str(folder / "segmenter"), tokenizer=clip), "segmenter"),
+        (
+            ClipScore(model=str(folder / "segmenter"), tokenizer=clip),
+            "segmenter is a mask2former, but a clip is needed",
+        ),
         (ClipScore(model=clip, device="tpu"), "device 'tpu' of a reward: must be auto, cpu"),
         (ClipScore(model=clip, device="cuda:77"), "torch sees"),
         (Aesthetic(model=clip, head=str(folder / "nowhere.pth")), "nowhere.pth is not there: name a file of weights"),
@@ -342,7 +345,9 @@ def block(x: torch.Tensor, state: dict[str, torch.Tensor], prefix: str, heads: i
     """A residual block as open_clip computes it, with torch's own multi-head attention."""
     width = x.shape[-1]
     attention = torch.nn.MultiheadAttention(width, heads, batch_first=True)
-    attention.load_state_dict({n.removeprefix(f"{prefix}attn."): v for n, v in state.items() if f"{prefix}attn." in n})
+    attention.load_state_dict(
+        {n.removeprefix(f"{prefix}attn."): v for n, v in state.items() if n.startswith(f"{prefix}attn.")}
+    )
     hidden = torch.triu(torch.full((x.shape[1], x.shape[1]), -torch.inf), 1) if causal else None
     y = norm(x, state, f"{prefix}ln_1")
     x = x + attention(y, y, y, need_weights=False, attn_mask=hidden)[0]

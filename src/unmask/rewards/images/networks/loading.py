@@ -69,7 +69,12 @@ def pretrained(kind: Any, source: str, dtype: str) -> Any:
     _require_folder(source, "config.json")
     try:
         with _quiet():
+            there, wanted = kind.config_class.get_config_dict(source)[0].get("model_type"), kind.config_class.model_type
+            if there != wanted:
+                raise UserError(f"{source} is a {there}, but a {wanted} is needed: name another")
             model, found = kind.from_pretrained(source, dtype=parse_dtype(dtype), output_loading_info=True)
+    except UserError:
+        raise
     except Exception as error:  # transformers, the hub client and torch raise dozens of kinds
         raise UserError(f"{kind.__name__} {source} cannot be loaded: {_said(error)}") from error
     if found["missing_keys"]:
