@@ -4,6 +4,7 @@ from unmask.errors import UserError
 from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
 from unmask.rewards.code import Code
 from unmask.rewards.images import Aesthetic, ClipScore, GenEvalObjects, HPScore, ImageRewardScore, PickScore
+from unmask.rewards.math import Math
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
 from unmask.rewards.shapes import ShapesDrawn
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
@@ -24,6 +25,7 @@ __all__ = [
     "ImageRewardScore",
     "Integer",
     "Judged",
+    "Math",
     "Number",
     "PerItem",
     "PickScore",
@@ -43,7 +45,7 @@ __all__ = [
 NAMES: dict[str, type[Reward]] = {
     reward.name: reward
     for reward in (
-        *(Number, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
+        *(Number, Math, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
         *(ShapesDrawn, GenEvalObjects, ClipScore, PickScore, Aesthetic, HPScore, ImageRewardScore),
     )
 }

@@ -44,9 +44,9 @@ class D1Number(PerItem):
             content = content.strip()
             if content.strip(".") and (found := _floats(content, 0)) is not None:
                 break
-        answer = re.search(r"<answer>(.*?)</answer>", completion[:LONGEST], re.DOTALL)
-        if found is None and answer and answer[1].strip():
-            found = _floats(answer[1].strip(), -1)
+        answer = (first_answer(completion[:LONGEST]) or "").strip()
+        if found is None and answer:
+            found = _floats(answer, -1)
         gold = row["answer"]
         if isinstance(gold, str):
             value = gold_number(gold)
@@ -93,8 +93,8 @@ class D1Countdown(PerItem):
         try:
             expression = last_box(text)
         except ValueError:
-            answer = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-            expression = answer[1].strip() if answer else text
+            answer = first_answer(text)
+            expression = text if answer is None else answer.strip()
         for macro, sign in (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*")):
             expression = expression.replace(macro, sign)
         if sides := re.search(r"([0-9+\-*/() ]+)=[0-9. ]+", expression):
@@ -105,6 +105,100 @@ class D1Countdown(PerItem):
         value = python_value(expression)
         solved = value is not None and abs(value - row["target"]) < 1e-5
         return Score.ok(solved, answer=expression[:128], value=str(value))
+
+
+@dataclass(frozen=True)
+class D1Math(PerItem):
+    """1 if d1's reading of the answer and the row's `answer` are one text by its string rule; else 0.
+
+    The last box, or the whole text if there is none; where the box is empty or not closed, the first `<answer>`.
+    """
+
+    name: ClassVar[str] = "math-d1"
+
+    def judge(self, completion: str, row: Row) -> Score:
+        text = completion[:LONGEST]
+        try:
+            found = last_box(text)
+        except ValueError:
+            found = None
+        if not found and (answer := first_answer(text)) is not None:
+            found = answer.strip()
+        same = found is not None and same_text(found, str(row["answer"]))
+        return Score.ok(same, answer=None if found is None else found[:128])
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Whether two LaTeX texts have one normal form; where either has none, whether they are equal as they are."""
+    try:
+        return normal_form(answer) == normal_form(gold)
+    except ValueError:
+        return answer == gold
+
+
+_REWRITTEN = (
+    *(("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", "")),
+    *(("^{\\circ}", ""), ("^\\circ", ""), ("\\$", "")),
+)
+
+
+def normal_form(text: str) -> str:
+    r"""The string rule of MATH (Hendrycks et al. 2021, arXiv 2103.03874) as d1 applies it, step by step in its order.
+
+    Raises:
+        ValueError: it breaks off: two units, a `\frac` or `\sqrt` without an argument, a slash between no integers.
+    """
+    for part, spelling in _REWRITTEN:
+        text = text.replace(part, spelling)
+    text, *units = text.split("\\text{ ")  # behind a blank there are units only
+    if len(units) > 1:
+        raise ValueError("two units")
+    text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    if not text:
+        return ""
+    text = "0" + text if text[0] == "." else text
+    sides = text.split("=")
+    if len(sides) == 2 and len(sides[0]) <= 2:
+        text = sides[1]
+    text = _argument_of_roots(text).replace(" ", "")
+    text = _arguments_of_fractions(text)
+    return _fraction_of_slash("\\frac{1}{2}" if text == "0.5" else text)
+
+
+def _argument_of_roots(text: str) -> str:
+    start, *pieces = text.split("\\sqrt")
+    if "" in pieces:
+        raise ValueError("a root of nothing")
+    return start + "".join("\\sqrt" + (p if p[0] == "{" else "{" + p[0] + "}" + p[1:]) for p in pieces)
+
+
+def _arguments_of_fractions(text: str) -> str:
+    start, *pieces = text.split("\\frac")
+    for piece in pieces:
+        if not piece:
+            raise ValueError("a fraction of nothing")
+        if piece[0] != "{" and len(piece) < 2:
+            return text
+        if piece[0] != "{":
+            second = piece[1] if piece[1] == "{" else "{" + piece[1] + "}"
+            piece = "{" + piece[0] + "}" + second + piece[2:]
+        start += "\\frac" + piece
+    return start
+
+
+def _fraction_of_slash(text: str) -> str:
+    sides = text.split("/")
+    if len(sides) != 2:
+        return text
+    top, bottom = int(sides[0]), int(sides[1])  # no integers: the rule breaks off
+    return f"\\frac{{{top}}}{{{bottom}}}" if text == f"{top}/{bottom}" else text
+
+
+def first_answer(text: str) -> str | None:
+    """The content of the first `<answer>` up to the next closing tag; None without both."""
+    start = text.find("<answer>")
+    end = text.find("</answer>", start)
+    return text[start + len("<answer>") : end] if 0 <= start < end else None
 
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {

@@ -135,7 +135,8 @@ def require_span(text: str) -> str:
     return span
 
 
-_WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|boldsymbol|bm)\s*\{([^{}]*)\}")
+TEXT_MACRO = r"\\(?:text(?:bf|rm|it)?|mathrm|mathbf|mbox|boldsymbol|bm)\s*"
+_WRAPPED = re.compile(TEXT_MACRO + r"\{([^{}]*)\}")
 _DROPPED = re.compile(r"(?:\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\[()\[\]]|\\?[$%]|[€£])+")
 _NUMBER_WORDS = re.compile(r"hundred|thousand|million|billion|trillion|dozen", re.IGNORECASE)
 _SEPARATOR = "(?:,\\\\!|,|\\{,\\}|\\\\,|\\\\!|\u2009|\u202f)"
@@ -150,6 +151,13 @@ _NUMBER = re.compile(
 _NOT_IN_REST = re.compile(r"[0-9*/^_+\\{}()\[\]]|[^\x00-\x7f°¢]")
 
 
+def unwrapped(text: str) -> str:
+    r"""A text without the macros around its words: `\text{..}`, `\mathrm{..}`, `\mbox{..}`, bold ones."""
+    while (inner := _WRAPPED.sub(r"\1", text)) != text:
+        text = inner
+    return text
+
+
 def read_number(span: str) -> Fraction:
     """The one number of an answer span, exactly; units may stand around it, arithmetic may not.
 
@@ -158,10 +166,7 @@ def read_number(span: str) -> Fraction:
     """
     if len(span) > 256:
         raise Unreadable("the answer is longer than 256 characters")
-    text = span.replace("\u2212", "-").replace("\u00a0", " ")
-    while (unwrapped := _WRAPPED.sub(r"\1", text)) != text:
-        text = unwrapped
-    text = text.rpartition("=")[2]
+    text = unwrapped(span.replace("\u2212", "-").replace("\u00a0", " ")).rpartition("=")[2]
     if _NUMBER_WORDS.search(text):
         raise Unreadable("a number word")
     # A dropped sign must not join two numbers: 1$2 is not 12.
@@ -237,12 +242,19 @@ class Number(TextReward):
 
 @dataclass(frozen=True)
 class Format(TextReward):
-    """1 for exactly one non-empty `<reasoning>..</reasoning>` that is followed by an answer; else 0."""
+    """1 for exactly one non-empty `<reasoning>..</reasoning>` that is followed by an answer; else 0.
+
+    Args:
+        opened: the prompt ends with `<reasoning>`: the text goes on behind it.
+    """
 
     name: ClassVar[str] = "format"
 
+    opened: bool = False
+
     def read(self, text: str, row: Row) -> Score:
         del row
+        text = f"<reasoning>{text}" if self.opened else text
         if text.count("<reasoning>") != 1 or text.count("</reasoning>") != 1:
             return Score.ok(0)
         inside, _, after = text.partition("<reasoning>")[2].partition("</reasoning>")

@@ -7,6 +7,7 @@ from unmask.tasks.captioned import Captioned
 from unmask.tasks.code import MBPP, AceCode, HumanEval
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.math import Math500, MathTask
 from unmask.tasks.programs import Programs
 from unmask.tasks.prompts import Prompts
 from unmask.tasks.shapes import Shapes
@@ -23,6 +24,8 @@ __all__ = [
     "HumanEval",
     "Programs",
     "Prompts",
+    "Math500",
+    "MathTask",
     "Row",
     "Shapes",
     "Sudoku",
@@ -33,7 +36,21 @@ __all__ = [
 
 NAMES: dict[str, type[Task]] = {
     task.name: task
-    for task in (Sudoku, Countdown, Arithmetic, Programs, Shapes, Captioned, GSM8K, Prompts, MBPP, HumanEval, AceCode)
+    for task in (
+        Sudoku,
+        Countdown,
+        Arithmetic,
+        Programs,
+        Shapes,
+        Captioned,
+        GSM8K,
+        MathTask,
+        Math500,
+        Prompts,
+        MBPP,
+        HumanEval,
+        AceCode,
+    )
 }
 
 

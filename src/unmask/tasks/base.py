@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, overload
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
+from unmask.tasks.protocols import UNMASK, Protocol
 
 Row = dict[str, Any]
 ENDLESS = 2**20
@@ -30,23 +31,36 @@ class Task(ABC):
 
     Args:
         answer_length: answer slots, in tokens.
+        protocol: how prompts are laid out; one of `protocols`. Stands in result files, as the parser does.
     """
 
     name: ClassVar[str]
     answers: ClassVar[Literal["text", "image"]] = "text"  # what a model is asked for
     alphabet: ClassVar[str | Sequence[str] | None] = None  # for the tokenizer of a new model: all characters, or words
     image_tokenizer: ClassVar[Path | None] = None  # folder with the image tokenizer of a new model
-    protocol: ClassVar[str] = "unmask"  # how prompts are worded; stands in result files
-    parser: ClassVar[str] = "unmask"  # how answers are read; stands in result files
+    protocols: ClassVar[Mapping[str, Protocol]] = {"unmask": UNMASK}  # how it can be asked and decoded
     other_parsers: ClassVar[Mapping[str, Reward]] = {}  # name -> metric that reads answers in another way
 
     answer_length: int = 256
+    protocol: str = "unmask"
 
     def __post_init__(self):
         if self.answer_length < 1:
             raise UserError(f"task {self.name}: answer_length must be at least 1, not {self.answer_length}")
         if self.answer_length > LONGEST:
             raise UserError(f"task {self.name}: answer_length must be at most {LONGEST}, not {self.answer_length}")
+        if self.protocol not in self.protocols:
+            raise UserError(f"task {self.name} has no protocol {self.protocol!r}; it has {', '.join(self.protocols)}")
+
+    @property
+    def asked_as(self) -> Protocol:
+        """What the protocol fixes."""
+        return self.protocols[self.protocol]
+
+    @property
+    def parser(self) -> str:
+        """How answers are read, by name."""
+        return "unmask"
 
     @abstractmethod
     def rows(self, split: str) -> Sequence[Row]:

@@ -1,12 +1,8 @@
 """Python programming problems with unit tests: MBPP, HumanEval, AceCode. Programs run in a sandbox."""
 
-import hashlib
-import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
@@ -14,7 +10,9 @@ from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.code import Code
 from unmask.rewards.sandbox import CodeExecutor, CodeJob, LocalSandbox
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out, read_jsonl, sha256_of
+from unmask.tasks.files import held_out
+from unmask.tasks.hub import Source
+from unmask.tasks.protocols import MASKGRPO_CODE, UNMASK, Protocol
 
 INSTRUCTIONS = """You are an expert Python programmer. Write the function that the task below asks for.
 Use the standard library only; do not read input, print, or write files.
@@ -23,12 +21,15 @@ Reply with the complete code, imports included, in one block:
 the code
 ```"""
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_JUDGED_BY = ("tests", "setup", "entry", "prelude")
+"""Columns that the reward reads."""
 
 
 @dataclass(frozen=True)
 class CodeTask(Task, ABC):
     """Problems from a JSONL file or a hub data set, rewarded by the share of tests passed, solved when all pass.
+
+    The `answer` of a row is what a program is judged by, so that stored generations can be judged again by themselves.
 
     Args:
         data: a JSONL file with all splits, or the id of a hub data set.
@@ -43,11 +44,12 @@ class CodeTask(Task, ABC):
     def rows(self, split: str) -> Sequence[Row]:
         if split not in self.splits:
             raise self.no_split(split, self.splits)
-        rows = [self._row(place, row, number) for number, (place, row) in enumerate(self._read(split), start=1)]
+        source = self._source(split)
+        rows = [self._row(place, row, number) for number, (place, row) in enumerate(source.rows(), start=1)]
         chosen = self._of_split(rows, split)
         if not chosen:
             raise UserError(f"task {self.name}: {self.data} has no rows for {split}; {self._why_none(split)}")
-        return chosen
+        return [{**row, "answer": {name: row[name] for name in _JUDGED_BY if row.get(name)}} for row in chosen]
 
     def rewards(self) -> list[Weighted]:
         return [Weighted(Code(sandbox=self.sandbox))]
@@ -56,13 +58,19 @@ class CodeTask(Task, ABC):
     def success(self) -> Reward:
         return Code(all_or_nothing=True, sandbox=self.sandbox)
 
+    def stored_row(self, question: str, ground_truth: Any) -> Row:
+        """The ground truth of our records, or a list of tests."""
+        del question
+        row = {"tests": ground_truth} if isinstance(ground_truth, list) else ground_truth
+        texts = row.get("tests") if isinstance(row, dict) else None
+        others = [row.get(name, "") for name in _JUDGED_BY[1:]] if isinstance(row, dict) else []
+        if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in [*texts, *others]):
+            raise ValueError("the ground truth must be a list of Python tests, or {tests, setup, entry, prelude}")
+        CodeJob("", tuple(texts), row.get("setup", ""))
+        return row
+
     def sources(self, split: str) -> dict[str, str]:
-        """File name -> sha256 of its bytes; of a hub data set, of its rows as JSON lines."""
-        path = self._file()
-        if path is not None:
-            return {path.name: sha256_of(path)}
-        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for _, row in self._read(split))
-        return {self.data: hashlib.sha256(lines.encode()).hexdigest()}
+        return self._source(split).sha256()
 
     @abstractmethod
     def _row(self, place: str, row: Mapping[str, Any], number: int) -> Row:
@@ -80,32 +88,9 @@ class CodeTask(Task, ABC):
         del split
         return "name another file"
 
-    def _file(self) -> Path | None:
-        """The local file; None: the hub. What looks like a local path never goes to the hub."""
-        path = Path(self.data).expanduser()
-        is_hub = _HUB_ID.fullmatch(self.data) and path.suffix not in (".json", ".jsonl") and not path.parent.exists()
-        return path if path.exists() or not is_hub else None
-
-    def _read(self, split: str) -> list[tuple[str, dict[str, Any]]]:
-        path = self._file()
-        if path is not None:
-            return read_jsonl(path)
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise UserError(
-                f"{self.data} is a hub data set, which needs `pip install datasets`; or name a local file with --data"
-            ) from error
-        subset, hub_split = self._hub(split)
-        try:
-            loaded = load_dataset(self.data, subset, split=hub_split)
-        except Exception as error:  # the hub's client raises dozens of kinds; none of them is worth a traceback
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"hub data set {self.data} cannot be loaded: {reason}; "
-                "check the id and the network, or name a local file with --data"
-            ) from error
-        return [(f"{self.data} {hub_split}, row {i}", dict(row)) for i, row in enumerate(loaded, start=1)]
+    def _source(self, split: str) -> Source:
+        subset, part = self._hub(split)
+        return Source(self.data, part, subset)
 
 
 @dataclass(frozen=True)
@@ -120,11 +105,12 @@ class MBPP(CodeTask):
         data: a JSONL file with all splits, or the id of a hub data set.
         subset: of the hub data set: `full` or `sanitized`.
         shown_tests: tests that the prompt shows, the others are hidden. The official prompt shows all three; at least
-            one is needed, since only the tests tell the function's name.
+            one is needed, since only the tests tell the function's name. The protocol `maskgrpo` shows all.
     """
 
     name: ClassVar[str] = "mbpp"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    protocols: ClassVar[Mapping[str, Protocol]] = {"unmask": UNMASK, "maskgrpo": MASKGRPO_CODE}
 
     data: str = "google-research-datasets/mbpp"
     subset: str = "full"
@@ -142,7 +128,7 @@ class MBPP(CodeTask):
         if task_id is not None and type(task_id) is not int:
             raise UserError(f"{place}: field 'task_id' must be a whole number, not {task_id!r}; correct it")
         setup = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or ""])
-        shown = "\n".join(tests[: self.shown_tests])
+        shown = "\n".join(tests[: None if self.protocol == "maskgrpo" else self.shown_tests])
         return _checked(
             place,
             {

@@ -1,11 +1,8 @@
 """GSM8K: grade-school word problems with whole-number answers (Cobbe et al. 2021, arXiv 2110.14168)."""
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
@@ -13,7 +10,9 @@ from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.d1 import D1Number
 from unmask.rewards.text import Format, Integer, Number, gold_number
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out, read_jsonl, sha256_of
+from unmask.tasks.files import held_out
+from unmask.tasks.hub import Source
+from unmask.tasks.protocols import D1, MASKGRPO, UNMASK, Protocol
 
 INSTRUCTIONS = r"""You are an expert in mathematics. Work through the problem below step by step, then state the result.
 Write your reply in this layout, with the final number inside \boxed{}:
@@ -23,8 +22,6 @@ the steps that lead to the result
 <answer>
 \boxed{the final number}
 </answer>"""
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class GSM8K(Task):
 
     name: ClassVar[str] = "gsm8k"
 
+    protocols: ClassVar[Mapping[str, Protocol]] = {"unmask": UNMASK, "d1": D1, "maskgrpo": MASKGRPO}
     other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Number()}
 
     data: str = "openai/gsm8k"
@@ -57,7 +55,8 @@ class GSM8K(Task):
     def rows(self, split: str) -> Sequence[Row]:
         if split not in ("train", "validation", "test"):
             raise self.no_split(split)
-        rows = [_row(place, row, "test" if split == "test" else "train") for place, row in self._read(split)]
+        source = self._source(split)
+        rows = [self._row(place, row, source.part) for place, row in source.rows()]
         if split == "test":
             return rows
         out = held_out([row["question"].strip() for row in rows], self.validation_share)
@@ -67,7 +66,11 @@ class GSM8K(Task):
         return chosen
 
     def rewards(self) -> list[Weighted]:
-        return [Weighted(Number(), 2.0), Weighted(Integer(), 0.5), Weighted(Format(), 0.5)]
+        return [
+            Weighted(Number(), 2.0),
+            Weighted(Integer(), 0.5),
+            Weighted(Format(opened=bool(self.asked_as.prefill)), 0.5),
+        ]
 
     @property
     def success(self) -> Reward:
@@ -79,56 +82,26 @@ class GSM8K(Task):
         return {"answer": ground_truth}
 
     def sources(self, split: str) -> dict[str, str]:
-        """File name -> sha256 of its bytes; of a hub data set, of its rows as JSON lines."""
-        path = self._file(split)
-        if path is not None:
-            return {path.name: sha256_of(path)}
-        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for _, row in self._read(split))
-        return {self.data: hashlib.sha256(lines.encode()).hexdigest()}
+        return self._source(split).sha256()
 
-    def _file(self, split: str) -> Path | None:
-        """The local file of a split; None: the hub. What looks like a local path never goes to the hub."""
-        path = Path(self.data).expanduser()
-        if path.is_dir():
-            return path / ("test.jsonl" if split == "test" else "train.jsonl")
-        is_hub = _HUB_ID.fullmatch(self.data) and path.suffix not in (".json", ".jsonl") and not path.parent.exists()
-        return path if path.exists() or not is_hub else None
+    def _source(self, split: str) -> Source:
+        return Source(self.data, "test" if split == "test" else "train", self.subset)
 
-    def _read(self, split: str) -> list[tuple[str, dict[str, Any]]]:
-        path = self._file(split)
-        if path is not None:
-            return read_jsonl(path)
+    def _row(self, place: str, row: dict[str, Any], part: str) -> Row:
+        for field in ("question", "answer"):
+            if not isinstance(row.get(field), str) or not row[field].strip():
+                raise UserError(f"{place}: field {field!r} must be a text that is not empty; correct or remove the row")
         try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise UserError(
-                f"{self.data} is a hub data set, which needs `pip install datasets`; or name a local folder with --data"
-            ) from error
-        try:
-            loaded = load_dataset(self.data, self.subset, split="test" if split == "test" else "train")
-        except Exception as error:  # the hub's client raises dozens of kinds; none of them is worth a traceback
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"hub data set {self.data} ({self.subset}) cannot be loaded: {reason}; "
-                "check the id and the network, or name a local folder with --data"
-            ) from error
-        return [(f"{self.data} {split}, row {i}", dict(row)) for i, row in enumerate(loaded, start=1)]
-
-
-def _row(place: str, row: dict[str, Any], part: str) -> Row:
-    for field in ("question", "answer"):
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            raise UserError(f"{place}: field {field!r} must be a text that is not empty; correct or remove the row")
-    try:
-        gold_number(row["answer"])
-    except ValueError as error:
-        raise UserError(f"{place}: field 'answer': {error}; it must end in #### and a number") from error
-    prompt = [{"role": "user", "content": f"{INSTRUCTIONS}\n\n{row['question'].strip()}"}]
-    built = {**row, "prompt": prompt, "id": f"gsm8k-{part}-{place.rpartition(' ')[2]}"}
-    steps, marked, gold = row["answer"].rpartition("####")
-    if marked and steps.strip():
-        built["completion"] = _demonstration(steps, gold)
-    return built
+            gold_number(row["answer"])
+        except ValueError as error:
+            raise UserError(f"{place}: field 'answer': {error}; it must end in #### and a number") from error
+        protocol = self.asked_as
+        prompt = protocol.chat(INSTRUCTIONS, row["question"].strip())
+        built = {**row, "prompt": prompt, "id": f"gsm8k-{part}-{place.rpartition(' ')[2]}"}
+        steps, marked, gold = row["answer"].rpartition("####")
+        if marked and steps.strip():
+            built["completion"] = _demonstration(steps, gold).removeprefix(protocol.prefill)
+        return built
 
 
 def _demonstration(steps: str, gold: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from unmask.errors import UserError
 from unmask.rewards.base import PerItem, Reward, Score, Weighted
 from unmask.tasks.base import Row, Task
+from unmask.tasks.protocols import Protocol
 from unmask.tasks.files import held_out, read_jsonl, sha256_of
 
 
@@ -38,8 +39,9 @@ class Prompts(Task):
     """
 
     name: ClassVar[str] = "prompts"
-    protocol: ClassVar[str] = "user"
+    protocols: ClassVar[Mapping[str, Protocol]] = {"user": Protocol()}
 
+    protocol: str = "user"
     data: str = ""
     validation_share: float = 0.05
 

@@ -36,6 +36,7 @@ def once(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
     return call
 
 
+@functools.cache  # the current GPU is a property of a thread: that of a run's start, not of one that judges, is meant
 def device_of(name: str) -> torch.device:
     """`auto` is this process's GPU, or the CPU where there is none.
 
