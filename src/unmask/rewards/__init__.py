@@ -5,6 +5,7 @@ from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, c
 from unmask.rewards.code import Code
 from unmask.rewards.images import Aesthetic, ClipScore, GenEvalObjects, HPScore, ImageRewardScore, PickScore
 from unmask.rewards.math import Math
+from unmask.rewards.options import with_options
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
 from unmask.rewards.shapes import ShapesDrawn
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
@@ -52,13 +53,16 @@ NAMES: dict[str, type[Reward]] = {
 
 
 def by_name(spec: str) -> Reward:
-    """The reward that NAME or FILE.py:FUNCTION stands for, with its defaults.
+    """The reward that NAME, NAME(OPTION=VALUE, ...) or FILE.py:FUNCTION stands for.
 
     Raises:
-        UserError: there is no such name, file or function.
+        UserError: there is no such name, option, file or function.
     """
     if spec in NAMES:
         return NAMES[spec]()
+    found = with_options(spec, NAMES)
+    if found is not None:
+        return found
     path, colon, function = spec.rpartition(":")
     if colon and function and path.endswith(".py"):
         return UserReward(path, function)

@@ -7,7 +7,7 @@ bad answer can be killed with (`unmask.rewards.verifier`).
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from unmask.errors import UserError
 from unmask.rewards.base import PerItem, Reward, Score, Weighted
 from unmask.tasks.base import Row, Task
-from unmask.tasks.protocols import Protocol
 from unmask.tasks.files import held_out, read_jsonl, sha256_of
+from unmask.tasks.protocols import Protocol
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from unmask.models.weights import first_few, parse_dtype
 Loaded = TypeVar("Loaded")
 
 _ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w.-]+):([\w./-]+)")
+_NAME_ANOTHER = "check the name and the network, or name what is here"
 _REMEDY = "fetch or copy it again"
 
 
@@ -77,7 +78,7 @@ def pretrained(kind: Any, source: str, dtype: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # transformers, the hub client and torch raise dozens of kinds
-        raise UserError(f"{kind.__name__} {source} cannot be loaded: {_said(error)}") from error
+        raise UserError(f"{source} cannot be loaded: {_said(error)}; {_NAME_ANOTHER}") from error
     if found["missing_keys"]:
         raise UserError(f"{source}: {kind.__name__} misses {first_few(found['missing_keys'])}; {_REMEDY}")
     return model.eval().requires_grad_(False)
@@ -93,7 +94,7 @@ def tokenizer_of(kind: Any, source: str) -> Any:
     try:
         return kind.from_pretrained(source)
     except Exception as error:
-        raise UserError(f"{kind.__name__} {source} cannot be loaded: {_said(error)}") from error
+        raise UserError(f"tokenizer {source} cannot be loaded: {_said(error)}; {_NAME_ANOTHER}") from error
 
 
 def read_tensors(source: str) -> dict[str, Tensor]:
@@ -112,7 +113,7 @@ def read_tensors(source: str) -> dict[str, Tensor]:
         try:
             path = Path(hf_hub_download(hub[1], hub[2]))
         except Exception as error:  # as above
-            raise UserError(f"{source} could not be had from the hub: {_said(error)}") from error
+            raise UserError(f"{source} could not be had from the hub: {_said(error)}; {_NAME_ANOTHER}") from error
     if not path.is_file():
         raise UserError(f"{source} is not there: name a file of weights, or OWNER/NAME:FILE of the hub")
     try:
