@@ -61,7 +61,7 @@ def balanced(shares: Sequence[float], kinds: Sequence[Any]) -> tuple[float, tupl
         )
         / len(means) ** 2
     )
-    size = min(float(len(shares)), p * (1 - p) / variance) if variance else float(len(shares))
+    size = p * (1 - p) / variance if variance else float(len(shares))
     return p, wilson(p, size)
 
 

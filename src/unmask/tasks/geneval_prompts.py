@@ -33,7 +33,9 @@ def make(tag: str, split: str, rng: random.Random) -> dict[str, Any]:
     while True:
         row = {"tag": tag, **_MAKERS[tag](rng)}
         key = key_of(row)
-        if (stable_share(key) < VALIDATION_SHARE) == (split == "validation") and digest(key) not in test_digests():
+        if (stable_share(key) < VALIDATION_SHARE) == (split == "validation") and digest(
+            key
+        ) not in digests_of_test_prompts():
             return row
 
 
@@ -55,7 +57,7 @@ def digest(key: str) -> str:
 
 
 @functools.cache
-def test_digests() -> frozenset[str]:
+def digests_of_test_prompts() -> frozenset[str]:
     """Of GenEval's 553 test prompts."""
     return frozenset(importlib.resources.files(__package__).joinpath(_TEST).read_text(encoding="ascii").split())
 
