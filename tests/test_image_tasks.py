@@ -378,9 +378,13 @@ def test_geneval_from_the_command_line(networks, tmp_path, capsys):
     assert rescored["score"] == result["score"] and rescored["categories"] == result["categories"]
     assert rescored["rewards"]["clip"]["mean"] == pytest.approx(result["rewards"]["clip"]["mean"], abs=1e-5)
 
-    assert main(words) == 2 and "is not empty: name a new folder" in capsys.readouterr().err
+    assert (
+        main([*words[:-1], str(tmp_path / "4.json")]) == 2
+        and "is not empty: name a new folder" in capsys.readouterr().err
+    )
+    assert main(again) == 2 and "2.json exists already" in capsys.readouterr().err
     Path(files[0]).unlink()
-    assert main(again) == 2 and "0000.png cannot be read" in capsys.readouterr().err
+    assert main([*again[:-1], str(tmp_path / "3.json")]) == 2 and "0000.png cannot be read" in capsys.readouterr().err
 
 
 def test_prompts_without_a_verdict_are_scored_by_rewards(networks, tmp_path, capsys):

@@ -204,8 +204,10 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--data", type=str | None, default=None, help="the task's file or hub id")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--items", type=int | None, default=None, help="only the first rows of the split")
-    parser.add_argument("--protocol", type=str | None, default=None, help="wording of prompts: unmask")
-    parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask, d1")
+    parser.add_argument(
+        "--protocol", type=str | None, default=None, help="layout of prompts and decoding: unmask, d1, maskgrpo"
+    )
+    parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask, d1 ...")
     parser.add_argument("--generations", type=str | None, default=None, help="score stored ones, without a model")
     parser.add_argument("--resume", type=bool, default=False, help="go on with an evaluation that --out began")
     parser.add_argument("--samples", type=int, default=1, help="answers per row; more than one gives pass@k")

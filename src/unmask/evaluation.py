@@ -168,10 +168,15 @@ def diversity(generations: Sequence[Mapping[str, Any]]) -> float:
     return sum(means) / len(means)
 
 
+TOLD = ("right", "parts", "tests", "decided_by", "reason")
+"""Details of a score that a record has too: `right` of `parts` where an answer has parts that are counted one by one,
+the outcome of each test of a program, what decided, and why an answer is invalid or wrong."""
+
+
 def judgement(score: Score) -> dict[str, Any]:
-    """What a record says of a score; `right` of `parts` where an answer has parts that are counted one by one."""
+    """What a record says of a score."""
     said = {"correct": score.value == 1.0, "status": score.status, "extracted": score.details.get("answer")}
-    return said | {name: score.details[name] for name in ("right", "parts") if name in score.details}
+    return said | {name: score.details[name] for name in TOLD if name in score.details}
 
 
 def _rewards(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -299,7 +304,7 @@ def rescore(stored: Stored, task: Task, parser: str | None = None, rewards: Sequ
         raise UserError(f"task {task.name} has no metric: its generations cannot be scored")
     others = combine([Weighted(reward, 0.0) for reward in measured], answers, rows).components
     judged = [
-        {k: item[k] for k in item if k not in ("right", "parts", "rewards")}
+        {k: item[k] for k in item if k not in (*TOLD, "rewards")}
         | judgement(score)
         | _rewards({name: given[n] for name, given in others.items()})
         for n, ((_, item), score) in enumerate(zip(items, scores, strict=True))

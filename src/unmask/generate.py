@@ -71,10 +71,16 @@ class Notes:
             raise UserError(f"{self.source}/unmask.json: {error}") from error
 
 
-def choose_sampler(words: Sequence[str], notes: Notes, slots: int, pictures: bool = False) -> Sampler:
-    """The sampler that `--sampler CLASS` and `--sampler.OPTION VALUE` name; options alone change the model's own."""
+def choose_sampler(
+    words: Sequence[str], notes: Notes, slots: int, pictures: bool = False, decoding: Sampler | None = None
+) -> Sampler:
+    """The sampler that `--sampler CLASS` and `--sampler.OPTION VALUE` name.
+
+    Options alone change `decoding`, the sampler of a protocol, or where it fixes none the model's own.
+    """
     named = any(word == "--sampler" or word.startswith("--sampler=") for word in words)
-    start = [] if named else ["--sampler", json.dumps(notes.sampler(slots, pictures))]
+    own = notes.sampler(slots, pictures) if decoding is None else describe(decoding)
+    start = [] if named else ["--sampler", json.dumps(own)]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--sampler", type=Sampler)
     return instantiate(parser, parsed(parser, {"sampler": Sampler}, [*start, *words])).sampler
@@ -188,6 +194,9 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
     out = None if options.out is None else Path(options.out)
     if out is not None and (out.is_dir() or out.parent.is_file()):
         raise UserError(f"--out {out} cannot be written: name a file")
+    if out is not None and out.exists() and not options.resume:
+        go_on = "" if options.generations is not None else "add --resume to go on with it, or "
+        raise UserError(f"--out {out} exists already: {go_on}choose another file")
     if options.resume and out is None:
         raise UserError("--resume needs --out FILE: what is finished is kept beside it")
     if options.generations is not None:
@@ -198,13 +207,11 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
     model, runtime, notes = _load(options, words)
     model = model.answering(kind.answers)
     task = _with_options(_task(options, notes.task(kind)), about_task)
-    if options.protocol not in (None, task.protocol):
-        raise UserError(f"--protocol {options.protocol}: task {task.name} has {task.protocol}")
-    sampler = choose_sampler(words, notes, task.answer_length, kind.answers == "image")
+    sampler = choose_sampler(words, notes, task.answer_length, kind.answers == "image", _decoding(options, task))
     rows = rows_of(task, options.split, options["items"])  # `options.items` is a method
     settings = _settings(options, runtime, task, sampler)
     partial = None if out is None else out.with_name(f"{out.name}.partial.jsonl")
-    if options.resume and out is not None and partial is not None and finished(out, partial, settings):
+    if options.resume and out is not None and partial is not None and finished(out, settings):
         partial.unlink(missing_ok=True)
         print(f"{out} is finished", file=sys.stderr)
         return
@@ -237,6 +244,15 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
     if partial is not None:
         runtime.wait()
         partial.unlink()
+
+
+def _decoding(options: Namespace, task: Task) -> Sampler | None:
+    """What the protocol that was asked for decodes with; None: it fixes nothing, or none was asked for."""
+    fixed = task.asked_as
+    if options.protocol is None or fixed.block is None:
+        return None
+    steps = max(1, task.answer_length // fixed.tokens_per_step)
+    return LowConfidence(steps=steps, temperature=0.0, block=fixed.block)
 
 
 def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler) -> dict[str, Any]:
@@ -300,6 +316,12 @@ def _task(options: Namespace, task: Task) -> Task:
         if "data" not in asdict(task):
             raise UserError(f"--data: task {task.name} is generated and reads no file")
         changes["data"] = options.data
+    if options.protocol is not None:
+        if options.protocol not in task.protocols:
+            raise UserError(f"--protocol {options.protocol}: task {task.name} has {', '.join(task.protocols)}")
+        changes["protocol"] = options.protocol
+        if (fixed := task.protocols[options.protocol].answer_length) is not None:
+            changes["answer_length"] = fixed
     if options.answer_length is not None:
         changes["answer_length"] = options.answer_length
     return replace(task, **changes)

@@ -56,11 +56,11 @@ def _is_batch(row: Any) -> bool:
     )
 
 
-def finished(out: Path, partial: Path, settings: Mapping[str, Any]) -> bool:
+def finished(out: Path, settings: Mapping[str, Any]) -> bool:
     """Whether `out` is the result of an evaluation with these settings.
 
     Raises:
-        UserError: it is another's result, or none, and no partial file says that a new one was begun over it.
+        UserError: it is another's result, or none.
     """
     if not out.exists():
         return False
@@ -68,11 +68,8 @@ def finished(out: Path, partial: Path, settings: Mapping[str, Any]) -> bool:
         was = json.loads(out.read_text(encoding="utf-8"))
     except ValueError:
         was = None
-    was = was.get("settings") if isinstance(was, dict) else None
-    if was == settings or not partial.exists():
-        require_same(was, settings, out)
-        return True
-    return False
+    require_same(was.get("settings") if isinstance(was, dict) else None, settings, out)
+    return True
 
 
 def require_same(was: Any, settings: Mapping[str, Any], path: Path) -> None:

@@ -46,15 +46,19 @@ class Text(Modality):
         self.hide_pads = True
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of one prompt under the chat template, ready for the answer to follow."""
+        """Ids of one prompt under the chat template, ready for the answer to follow.
+
+        A conversation that ends with the assistant's turn is not closed: the answer goes on behind that turn's text.
+        """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        begun = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer of {self.tokenizer.name_or_path} has no chat template: put a chat_template.jinja "
                 "beside it, or use an instruction-tuned checkpoint"
             )
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self._tokenize(text)  # the template has written bos already
+        return self._tokenize(text + begun)  # the template has written bos already
 
     def _tokenize(self, text: str) -> list[int]:
         return encoded(self.tokenizer, text)

@@ -1,8 +1,8 @@
 r"""The reward of answers that are mathematics: two LaTeX texts are compared by rules, then by a second opinion.
 
-The rules are our own and total: no expression is evaluated, so no answer can make them slow. They say *equal* for certain
-and *unequal* for want of a reason; where they find none, math-verify (an optional extra) is asked, in processes that a
-bad answer can be killed with (`unmask.rewards.verifier`).
+The rules are our own and total: no expression is evaluated, so no answer can make them slow. They say *equal* for a
+reason and *unequal* for want of one; then math-verify (an optional extra) is asked, in processes that can be killed
+(`unmask.rewards.verifier`).
 """
 
 import re

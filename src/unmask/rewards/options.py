@@ -1,7 +1,7 @@
 """Rewards with options, written in one word: NAME(OPTION=VALUE, ...)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 from unmask.errors import UserError
@@ -22,7 +22,8 @@ def with_options(spec: str, names: Mapping[str, type[Reward]]) -> Reward | None:
     if call is None or call[1] not in names:
         return None
     kind = names[call[1]]
-    known = {one.name: type(one.default) for one in fields(kind) if type(one.default) in (str, int, float)}
+    types: dict[type, Callable[[str], str | float]] = {str: str, int: int, float: float}
+    known = {one.name: types[type(one.default)] for one in fields(kind) if type(one.default) in types}
     options: dict[str, str | float] = {}
     for part in filter(None, map(str.strip, call[2].split(","))):
         option, equals, value = (piece.strip() for piece in part.partition("="))

@@ -1,8 +1,8 @@
 """math-verify as a second opinion, in processes that are killed when an answer takes too long.
 
-A sympy call cannot be interrupted politely, its own time-outs work in the main thread only, and an answer such as a tower
-of powers takes minutes. So each call runs in a process of its own pool: one second, then the process is killed and
-another one started. Pairs and verdicts cross as JSON.
+A sympy call cannot be interrupted politely, math-verify's own time-outs work in the main thread only, and an answer
+such as a tower of powers takes minutes. So calls run in a few processes that wait for them: after one second a process
+is killed, and another one started for the next call. Pairs and verdicts cross as JSON.
 """
 
 import atexit
@@ -150,6 +150,7 @@ class _Pool:
     def _verify(self, gold: str, answer: str) -> Verdict:
         process = self._places.get()
         try:
+            failure = None
             for _ in range(2):  # a process that ended while it was idle is replaced once
                 try:
                     if process is None or not process.alive:

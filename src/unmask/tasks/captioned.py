@@ -1,6 +1,6 @@
 """A user's own pictures with captions: a folder, or a JSONL file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,6 +11,7 @@ from unmask.rewards.base import Reward, Weighted
 from unmask.tasks.base import Generated, Row, Task
 from unmask.tasks.files import held_out, read_jsonl, sha256_of
 from unmask.tasks.prompts import Unjudged
+from unmask.tasks.protocols import Protocol
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -33,9 +34,10 @@ class Captioned(Task):
 
     name: ClassVar[str] = "captioned"
     answers: ClassVar[Literal["text", "image"]] = "image"
-    protocol: ClassVar[str] = "user"
+    protocols: ClassVar[Mapping[str, Protocol]] = {"user": Protocol()}
 
     answer_length: int = 1024
+    protocol: str = "user"
     data: str = ""
     validation_share: float = 0.05
 

@@ -61,12 +61,11 @@ class CodeTask(Task, ABC):
     def stored_row(self, question: str, ground_truth: Any) -> Row:
         """The ground truth of our records, or a list of tests."""
         del question
-        row = {"tests": ground_truth} if isinstance(ground_truth, list) else ground_truth
-        texts = row.get("tests") if isinstance(row, dict) else None
-        others = [row.get(name, "") for name in _JUDGED_BY[1:]] if isinstance(row, dict) else []
-        if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in [*texts, *others]):
+        row: Row = ground_truth if isinstance(ground_truth, dict) else {"tests": ground_truth}
+        tests, others = row.get("tests"), [row.get(name, "") for name in _JUDGED_BY[1:]]
+        if not isinstance(tests, list) or not tests or not all(isinstance(text, str) for text in [*tests, *others]):
             raise ValueError("the ground truth must be a list of Python tests, or {tests, setup, entry, prelude}")
-        CodeJob("", tuple(texts), row.get("setup", ""))
+        CodeJob("", tuple(tests), row.get("setup", ""))
         return row
 
     def sources(self, split: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ def digest(key: str) -> str:
 @functools.cache
 def digests_of_test_prompts() -> frozenset[str]:
     """Of GenEval's 553 test prompts."""
-    return frozenset(importlib.resources.files(__package__).joinpath(_TEST).read_text(encoding="ascii").split())
+    return frozenset(importlib.resources.files("unmask.tasks").joinpath(_TEST).read_text(encoding="ascii").split())
 
 
 def _a(words: str) -> str:

@@ -1,4 +1,4 @@
-"""MATH: competition problems with LaTeX answers (Hendrycks et al. 2021, arXiv 2103.03874), and its MATH-500 test set."""
+"""MATH: competition problems with LaTeX answers (Hendrycks et al. 2021, arXiv 2103.03874), and its set MATH-500."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,11 +81,8 @@ class MathTask(Task):
         return chosen
 
     def rewards(self) -> list[Weighted]:
-        return [
-            Weighted(Math(), 2.0),
-            Weighted(Boxed(), 0.5),
-            Weighted(Format(opened=bool(self.asked_as.prefill)), 0.5),
-        ]
+        form = Format(opened=bool(self.asked_as.prefill))
+        return [Weighted(Math(), 2.0), Weighted(Boxed(), 0.5), Weighted(form, 0.5)]
 
     @property
     def success(self) -> Reward:
@@ -117,9 +114,7 @@ class MathTask(Task):
         if answer is None:
             answer = next(iter(boxes(row["solution"])[-1:]), "")
             if not answer:
-                raise UserError(
-                    rf"{place}: no field 'answer', and no \boxed{{..}} in 'solution'; add one or remove the row"
-                )
+                raise UserError(f"{place}: no field 'answer' and no box in 'solution'; add one or remove the row")
         try:
             answer = gold_text({"answer": answer})
         except UserError as error:

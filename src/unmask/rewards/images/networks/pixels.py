@@ -34,7 +34,7 @@ def square(picture: "Image", size: int, fit: Literal["crop", "pad"] = "crop") ->
         scaled = _cut(scaled, size, size)
     else:
         long = max(picture.size)
-        shape = tuple(max(1, round(size * side / long)) for side in picture.size)
+        shape = max(1, round(size * picture.width / long)), max(1, round(size * picture.height / long))
         scaled = Image.new("RGB", (size, size))
         scaled.paste(picture.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2))
     return normalised(scaled, CLIP_MEAN, CLIP_STD)
@@ -57,14 +57,14 @@ def stretched(picture: "Image", short: int, long: int, multiple: int) -> np.ndar
     else:
         other = int(short * high / low)
     shape = (short, other) if width <= height else (other, short)
-    rounded = tuple(-(-side // multiple) * multiple for side in shape)
+    rounded = -(-shape[0] // multiple) * multiple, -(-shape[1] // multiple) * multiple
     return normalised(picture.convert("RGB").resize(rounded, Image.Resampling.BILINEAR), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def normalised(picture: "Image", mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Channels first; (pixel / 255 - mean) / std."""
     pixels = np.asarray(picture, dtype=np.float32) / np.float32(255)
-    return ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+    return ((pixels - np.array(mean, np.float32)) / np.array(std, np.float32)).transpose(2, 0, 1)
 
 
 def _middle(picture: "Image", width: int, height: int) -> "Image":
