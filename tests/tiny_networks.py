@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    BertTokenizerFast,
+    BertTokenizer,
     BlipTextConfig,
     BlipVisionConfig,
     BlipVisionModel,
@@ -110,7 +110,7 @@ def bert_words(folder: Path) -> int:
     folder.mkdir(exist_ok=True)
     units = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     (folder / "vocab.txt").write_text("\n".join(units) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return len(units)
 
 

@@ -153,7 +153,7 @@ def load_image_reward(model: str, tokenizer: str, device: str, dtype: str) -> Im
 
 @once
 def _load(model: str, tokenizer: str, device: torch.device, dtype: str) -> ImageRewardNetwork:
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizer
 
-    words = tokenizer_of(BertTokenizerFast, tokenizer)
+    words = tokenizer_of(BertTokenizer, tokenizer)
     return ImageRewardNetwork(read_tensors(model), words, model, device, dtype)

@@ -29,7 +29,7 @@ class Segmenter(Mask2FormerPreTrainedModel):
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
         self.model = Mask2FormerModel(config)
-        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.class_predictor = nn.Linear(config.hidden_dim, len(config.id2label or ()) + 1)
         self.post_init()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,8 @@ class Detector:
     """
 
     def __init__(self, model: Segmenter, device: torch.device):
-        self.model, self.device = model.to(device), device
+        self.model, self.device = model, device
+        nn.Module.to(model, device)
         self._lock = threading.Lock()
 
     def __call__(self, pictures: "Sequence[Image]", short: int, long: int, batch: int) -> list[list[Detection]]:
@@ -63,8 +64,8 @@ class Detector:
                 pixels = np.stack([stretched(pictures[place], short, long, _MULTIPLE) for place in part])
                 with self._lock:
                     classes, masks = self.model(torch.from_numpy(pixels).to(self.device, self.model.dtype))
-                for place, *logits in zip(part, classes, masks, strict=True):
-                    found[place] = objects(*logits, pictures[place].size)
+                for place, kinds, shapes in zip(part, classes, masks, strict=True):
+                    found[place] = objects(kinds, shapes, pictures[place].size)
         return found
 
 
