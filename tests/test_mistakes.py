@@ -276,12 +276,11 @@ MISTAKES = {
     """,
     "rewards": """
         T --reward clip(modle=x)                    | reward clip: 'modle=x' is no OPTION=VALUE; device, dtype, batch
-        T --reward clip(model=D/nowhere)            | D/nowhere is not there: name a model's folder or hub id
-        T --reward hps(model=D/nowhere,tokenizer=D/here) | cannot be loaded
+        T --reward clip(model=./nowhere)            | ./nowhere is not there: name a model's folder or hub id
+        T --reward hps(model=./own.py,tokenizer=./here) | tokenizer ./here cannot be loaded; or name what is here
         T --reward aesthetic(device=tpu)            | device 'tpu' of a reward: must be auto, cpu, cuda
         T --task GenEval --task.validation_items 0  | validation_items must be in [1, 2000], not 0
         T --task GenEval --task.judge.short_side 9  | reward geneval: 32 <= short_side
-        T --task HPSv2Prompts --task.data D/x.json  | task hpsv2 has no; train
         T --reward no-such                          | there is no reward 'no-such'; choose one of number
         T --reward D/own.py                         | names no function; write it as FILE.py:FUNCTION
         T --reward D/own.py:missing                 | D/own.py has no function 'missing'; it has fine, none
