@@ -19,7 +19,7 @@ from unmask.errors import UserError
 from unmask.models import load
 from unmask.pictures import from_uri
 from unmask.rewards import by_name
-from unmask.rewards.images import ClipScore
+from unmask.rewards.images import ClipScore, GenEvalObjects
 from unmask.rewards.images.geneval_rules import CLASSES, COLOURS, RELATIONS
 from unmask.tasks import DPG, NAMES, GenEval, HPSv2Prompts, ImagePrompts, ImageRewardPrompts, PartiPrompts, Shapes
 from unmask.tasks.geneval import _wrong
@@ -355,6 +355,7 @@ def test_geneval_from_the_command_line(networks, tmp_path, capsys):
     assert "parser GenEval (HF detector)" in capsys.readouterr().err
     result = json.loads(out.read_text())
     assert result["parser"] == "GenEval (HF detector)" and set(result["categories"]) == {row["tag"] for row in GENEVAL}
+    assert all(item["correct"] or item["reason"] for item in result["generations"])
     assert -1 < result["rewards"]["clip"]["mean"] < 1 and result["rewards"]["clip"]["items"] == 4
     for index, row in enumerate(GENEVAL):
         folder = tmp_path / "pictures" / f"{index:05d}"
@@ -402,7 +403,14 @@ def test_prompts_without_a_verdict_are_scored_by_rewards(networks, tmp_path, cap
 
 
 @pytest.mark.parametrize(("preset", "model"), [("mmada-geneval", "mmada"), ("lumina-dimoo-geneval", "dimoo")])
-def test_run_presets_train_and_evaluate_on_the_fixtures(preset, model, networks, tmp_path):
+def test_run_presets_train_and_evaluate_on_the_fixtures(preset, model, networks, tmp_path, monkeypatch):
+    looked, judge_pictures = [], GenEvalObjects.judge
+
+    def counting(reward, pictures, rows):
+        looked.append(len(pictures))
+        return judge_pictures(reward, pictures, rows)
+
+    monkeypatch.setattr(GenEvalObjects, "judge", counting)
     words = ["train", "--config", preset, "--model", str(networks / model), "--out", str(tmp_path / "run")]
     words += ["--reward", geneval_spec(networks), f"clip(model={networks / 'clip'})", *judge(networks)]
     words += ["--task.answer_length", "16", "--prompts", "2", "--answers", "3", "--epochs", "2", "--steps", "1"]
@@ -412,6 +420,7 @@ def test_run_presets_train_and_evaluate_on_the_fixtures(preset, model, networks,
     assert row["reward/geneval"] == 0 and -1 < row["reward/clip"] < 1 and row["rollout/zero_std_share"] < 1
     assert row["update/grad_norm"] > 0 and row["eval/success"] == 0
     kept = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert looked == [6, 3]  # rollouts and validation: the metric is not asked again about what the reward has seen
     assert kept[0]["prompt"].startswith("a photo of ") and set(kept[0]["rewards"]) == {"geneval", "clip"}
 
 

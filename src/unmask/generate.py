@@ -220,6 +220,8 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
     folder = Path(options.pictures) if options.pictures is not None else None
     pictures = None if folder is None else PictureFolder(folder, rows, options.resume)
     runtime.wait()  # all have looked before the first one writes
+    if pictures is not None and runtime.main:
+        pictures.describe()
     with Progress("eval", 0, shown=runtime.main) as progress:
         result = evaluate(
             model,

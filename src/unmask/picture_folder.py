@@ -30,15 +30,21 @@ class PictureFolder:
             raise UserError(f"--pictures {folder} is not empty: name a new folder, or go on with --resume")
         self.folder, self.rows = folder, rows
 
+    def describe(self) -> None:
+        """Writes what the rows say; one process does it for all."""
+        with writing(self.folder):
+            for index, row in enumerate(self.rows):
+                write_text(self._place(index) / "metadata.jsonl", json.dumps(_columns(row)) + "\n")
+
+    def _place(self, index: int) -> Path:
+        return self.folder / f"{index:05d}"
+
     def keep(self, index: int, copy: int, picture: Any) -> str:
         """Writes a picture of a row; returns where."""
-        place = self.folder / f"{index:05d}"
-        (place / "samples").mkdir(parents=True, exist_ok=True)
-        if not (place / "metadata.jsonl").exists():
-            write_text(place / "metadata.jsonl", json.dumps(_columns(self.rows[index])) + "\n")
-        file = place / "samples" / f"{copy:04d}.png"
+        file = self._place(index) / "samples" / f"{copy:04d}.png"
         with writing(file):
-            temporary = file.with_name(f".{file.name}.tmp")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # two processes may make the same picture
             picture.save(temporary, format="PNG")
             os.replace(temporary, file)
         return str(file)

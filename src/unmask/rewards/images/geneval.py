@@ -74,7 +74,8 @@ class GenEvalObjects(PictureReward):
         objects = counted(found, row["tag"])
         wrong = mistakes(row, objects, lambda name, some: self._colours(picture, name, some, clip))
         seen = ", ".join(f"{len(some)} {name}" for name, some in sorted(objects.items()))
-        return Score.ok(float(not wrong), answer=seen or "nothing", wrong=wrong)
+        told = {"reason": "; ".join(wrong)} if wrong else {}
+        return Score.ok(float(not wrong), answer=seen or "nothing", **told)
 
     def _colours(self, picture: "Image", name: str, objects: "Sequence[Detection]", clip: "Clip") -> list[str]:
         cut = clip.pictures([cut_out(picture, one) for one in objects], self.batch)
