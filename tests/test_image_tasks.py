@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,6 +151,19 @@ def test_bad_names_and_splits(tmp_path):
     one = write(tmp_path / "one.txt", "a cat")
     with pytest.raises(UserError, match="has no rows for validation"):
         ImagePrompts(data=one).rows("validation")
+
+
+def test_data_sets_of_the_hub_are_asked_by_id(monkeypatch):
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(name, subset, split):
+        asked.append((name, split))
+        return [{"Prompt": "a cat", "Category": "Animals"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    task = PartiPrompts(data="someone/parti")
+    assert [(row["prompt"], row["category"]) for row in task.rows("test")] == [("a cat", "Animals")]
+    assert asked == [("someone/parti", "train")] and list(task.sources("test")) == ["someone/parti"]
 
 
 def test_random_bytes_are_read_or_refused(tmp_path):
