@@ -197,6 +197,7 @@ def mistakes_of_settings(folder: Path) -> list[tuple[PictureReward, str]]:
         (ClipScore(model=str(folder / "nowhere")), "nowhere is not there: name a model's folder or hub id"),
         (ClipScore(model=head), "head.pth is a file: name a model's folder"),
         (ClipScore(model=clip, tokenizer=str(folder / "nowhere")), "nowhere is not there"),
+        (ClipScore(model=clip, tokenizer=str(folder / "empty")), "knows 3 tokens, but the network 80: name its own"),
         (ClipScore(model=str(folder / "empty"), tokenizer=clip), "empty holds no config.json"),
         (
             ClipScore(model=str(folder / "segmenter"), tokenizer=clip),
@@ -217,7 +218,7 @@ def mistakes_of_settings(folder: Path) -> list[tuple[PictureReward, str]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(17))
+@pytest.mark.parametrize("number", range(18))
 def test_a_network_that_is_not_there_is_told_when_a_run_reads_the_reward(number, folder):
     reward, says = mistakes_of_settings(folder)[number]
     with pytest.raises(UserError) as caught:

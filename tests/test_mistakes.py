@@ -277,7 +277,7 @@ MISTAKES = {
     "rewards": """
         T --reward clip(modle=x)                    | reward clip: 'modle=x' is no OPTION=VALUE; device, dtype, batch
         T --reward clip(model=./nowhere)            | ./nowhere is not there: name a model's folder or hub id
-        T --reward hps(model=./own.py,tokenizer=./here) | tokenizer ./here cannot be loaded; or name what is here
+        T --reward hps(model=./own.py,tokenizer=./here) | own.py is truncated or holds more than tensors; fetch
         T --reward aesthetic(device=tpu)            | device 'tpu' of a reward: must be auto, cpu, cuda
         T --task GenEval --task.validation_items 0  | validation_items must be in [1, 2000], not 0
         T --task GenEval --task.judge.short_side 9  | reward geneval: 32 <= short_side

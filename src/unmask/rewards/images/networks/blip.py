@@ -12,7 +12,14 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.rewards.images.networks.head import linear_head
-from unmask.rewards.images.networks.loading import device_of, filled, once, read_tensors, tokenizer_of
+from unmask.rewards.images.networks.loading import (
+    device_of,
+    filled,
+    once,
+    read_tensors,
+    require_words,
+    tokenizer_of,
+)
 from unmask.rewards.images.networks.pixels import square
 
 if TYPE_CHECKING:
@@ -156,4 +163,6 @@ def _load(model: str, tokenizer: str, device: torch.device, dtype: str) -> Image
     from transformers import BertTokenizer
 
     words = tokenizer_of(BertTokenizer, tokenizer)
-    return ImageRewardNetwork(read_tensors(model), words, model, device, dtype)
+    network = ImageRewardNetwork(read_tensors(model), words, model, device, dtype)
+    require_words(words, tokenizer, network.text.config.vocab_size, spare=2)  # BLIP adds two that are not used here
+    return network

@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.rewards.images.networks.loading import device_of, once, pretrained, read_tensors, tokenizer_of
+from unmask.rewards.images.networks.loading import (
+    device_of,
+    once,
+    pretrained,
+    read_tensors,
+    require_words,
+    tokenizer_of,
+)
 from unmask.rewards.images.networks.open_clip import from_open_clip
 from unmask.rewards.images.networks.pixels import square
 
@@ -94,8 +101,9 @@ def load_hps(model: str, tokenizer: str, device: str, dtype: str) -> Clip:
 def _clip(model: str, tokenizer: str, device: torch.device, dtype: str) -> Clip:
     from transformers import CLIPModel, CLIPTokenizer
 
-    words = tokenizer_of(CLIPTokenizer, tokenizer)
-    return Clip(pretrained(CLIPModel, model, dtype), words, device)
+    words, network = tokenizer_of(CLIPTokenizer, tokenizer), pretrained(CLIPModel, model, dtype)
+    require_words(words, tokenizer, network.config.text_config.vocab_size)
+    return Clip(network, words, device)
 
 
 @once
@@ -103,5 +111,6 @@ def _hps(model: str, tokenizer: str, device: torch.device, dtype: str) -> Clip:
     from transformers import CLIPTokenizer
 
     words = tokenizer_of(CLIPTokenizer, tokenizer)
-    state = read_tensors(model)
-    return Clip(from_open_clip(state, (16, 16), "gelu", words.eos_token_id, model, dtype), words, device)
+    network = from_open_clip(read_tensors(model), (16, 16), "gelu", words.eos_token_id, model, dtype)
+    require_words(words, tokenizer, network.config.text_config.vocab_size)
+    return Clip(network, words, device)

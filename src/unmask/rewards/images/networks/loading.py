@@ -1,7 +1,6 @@
 """Networks and their weights: found, read and checked once per process and settings."""
 
 import functools
-import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -99,6 +97,18 @@ def tokenizer_of(kind: Any, source: str) -> Any:
         raise UserError(f"tokenizer {source} cannot be loaded: {_said(error)}; {_NAME_ANOTHER}") from error
 
 
+def require_words(tokenizer: Any, source: str, rows: int, spare: int = 0) -> None:
+    """Refuses a tokenizer of another model; transformers makes an empty one where a folder has none.
+
+    Args:
+        tokenizer: was loaded from `source`.
+        rows: of the network's table of tokens ...
+        spare: ... of which so many may be unused.
+    """
+    if not rows - spare <= len(tokenizer) <= rows:
+        raise UserError(f"tokenizer {source} knows {len(tokenizer)} tokens, but the network {rows}: name its own")
+
+
 def read_tensors(source: str) -> dict[str, Tensor]:
     """Tensors by name from one file: safetensors, or PyTorch's format without anything but tensors.
 
@@ -122,7 +132,7 @@ def read_tensors(source: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # garbage makes torch's reader raise IndexError, AssertionError and more
         raise UserError(f"{path} is truncated or holds more than tensors ({_said(error)}); {_REMEDY}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
