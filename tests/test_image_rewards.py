@@ -197,7 +197,7 @@ def mistakes_of_settings(folder: Path) -> list[tuple[PictureReward, str]]:
         (ClipScore(model=str(folder / "nowhere")), "nowhere is not there: name a model's folder or hub id"),
         (ClipScore(model=head), "head.pth is a file: name a model's folder"),
         (ClipScore(model=clip, tokenizer=str(folder / "nowhere")), "nowhere is not there"),
-        (ClipScore(model=clip, tokenizer=str(folder / "empty")), "knows 3 tokens, but the network 80: name its own"),
+        (ClipScore(model=clip, tokenizer=str(folder / "empty")), "knows 2 tokens, but the network 80: name its own"),
         (ClipScore(model=str(folder / "empty"), tokenizer=clip), "empty holds no config.json"),
         (
             ClipScore(model=str(folder / "segmenter"), tokenizer=clip),
