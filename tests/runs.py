@@ -42,6 +42,18 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
+def sandbox_works() -> bool:
+    """Whether programs can be judged on this machine."""
+    from unmask.errors import UserError
+    from unmask.rewards.sandbox import LocalSandbox
+
+    try:
+        LocalSandbox().check()
+    except UserError:
+        return False
+    return True
+
+
 def words(folder: Path, out: str, *more: str, method: str = "maskgrpo") -> list[str]:
     """Words of `unmask train` for a tiny run; `more` override."""
     folder.mkdir(exist_ok=True)

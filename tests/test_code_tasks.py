@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runs import sandbox_works
+from unmask.cli import main
 from unmask.errors import UserError
 from unmask.rewards import Code, by_name
 from unmask.rewards.code import Expression, fenced_code
@@ -23,14 +25,6 @@ from unmask.tasks.programs import careless_program, programs, programs_by_split
 
 DATA = Path(__file__).parent / "data"
 FILES = {MBPP: "mbpp.jsonl", HumanEval: "humaneval.jsonl", AceCode: "acecode.jsonl"}
-
-
-def sandbox_works() -> bool:
-    try:
-        LocalSandbox().check()
-    except UserError:
-        return False
-    return True
 
 
 needs_sandbox = pytest.mark.skipif(not sandbox_works(), reason="no sandbox can start on this machine")
@@ -287,6 +281,52 @@ def test_a_missing_extra_and_an_unreachable_hub_are_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(UserError, match="cannot be loaded: no network; check"):
         HumanEval().rows("test")
+
+
+# -- stored generations
+
+
+def stored(folder: Path, task, *answers: str) -> str:
+    """Every row of the test split with these answers, as `unmask eval` records them."""
+    file = folder / "stored.jsonl"
+    rows = task.rows("test")
+    records = [
+        {"task": task.name, "index": i, "copy": copy, "question": row["prompt"], "ground_truth": row["answer"]}
+        | {"generation": answer.format(right=row["completion"])}
+        for i, row in enumerate(rows)
+        for copy, answer in enumerate(answers)
+    ]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(file)
+
+
+@needs_sandbox
+@pytest.mark.parametrize("kind", [MBPP, HumanEval])
+def test_stored_programs_are_judged_again_by_their_own_tests(kind, tmp_path, capsys):
+    file = stored(tmp_path, task_of(kind), "{right}", "no program", "```python\nx = 1\n```", "{right}")
+    out = tmp_path / "out.json"
+    assert main(["eval", "--task", kind.name, "--generations", file, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["score"] == 0.5 and result["items"] == len(task_of(kind).rows("test"))
+    assert result["pass_at"] == {"1": 0.5, "2": pytest.approx(5 / 6), "4": 1.0} and result["infra_errors"] == 0
+    first = result["generations"][:4]
+    assert [item["status"] for item in first] == ["ok", "invalid", "ok", "ok"]
+    assert set(first[0]["tests"]) == {"passed"} and "passed" not in first[2]["tests"]
+    assert main(["eval", "--task", kind.name, "--generations", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["generations"] == result["generations"]
+
+
+def test_a_list_of_tests_is_a_ground_truth_too_and_others_are_named():
+    assert MBPP().stored_row("?", ["assert f(2) == 4"]) == {"tests": ["assert f(2) == 4"]}
+    for truth in ("assert True", [], [3], {"tests": ["assert True"], "setup": 3}, {}, None, ["assert ("]):
+        with pytest.raises(ValueError, match=r"list of Python tests|not Python|syntax"):
+            MBPP().stored_row("?", truth)
+
+
+def test_the_protocol_of_maskgrpo_shows_all_tests_of_mbpp():
+    shown = [task_of(MBPP, **more).rows("test")[0]["prompt"] for more in ({}, {"protocol": "maskgrpo"})]
+    assert [prompt[0]["content"].count("assert ") for prompt in shown] == [1, 3]
+    assert [len(prompt) for prompt in shown] == [1, 1]  # no prefill
 
 
 def test_code_tasks_have_names():

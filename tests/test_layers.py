@@ -11,7 +11,7 @@ ROOT = Path(unmask.__file__).parent
 LAYERS = [
     {"cli", "__main__"},
     {"demo"},
-    {"generate", "doctor"},
+    {"generate", "doctor", "harness"},
     {"config"},
     {"rl", "supervised"},
     {"run"},
@@ -98,7 +98,7 @@ def test_the_runtime_is_the_only_user_of_accelerate_and_is_used_by_loops_only():
     assert users == {"runtime"}
     assert {home(path) for path in modules() if "runtime" in imports(path)} <= {
         *("rl", "supervised", "run", "learner", "evaluation"),
-        *("generate", "doctor", "demo"),
+        *("generate", "doctor", "demo", "harness"),
     }
 
 

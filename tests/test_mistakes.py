@@ -56,6 +56,8 @@ FILES: dict[str, str | bytes] = {
     "gsm.jsonl": '{"task": "gsm8k", "question": "?", "ground_truth": 3}\n',
     "truth.jsonl": '{"task": "gsm8k", "question": "?", "generation": "3"}\n',
     "gold.jsonl": '{"task": "gsm8k", "question": "?", "generation": "3", "ground_truth": "two"}\n',
+    "tests.jsonl": '{"task": "mbpp", "question": "?", "generation": "3", "ground_truth": "two"}\n',
+    "latex.jsonl": '{"task": "math", "question": "?", "generation": "3", "ground_truth": ""}\n',
     "grid.jsonl": '{"task": "sudoku", "question": "?", "generation": "3", "ground_truth": "two"}\n',
     "rows.json": '{"generations": [3]}',
     "own.py": "size = 3\ndef fine(completions, **columns):\n    return [0.0 for _ in completions]\ndef none(): ...\n",
@@ -163,6 +165,13 @@ MISTAKES = {
         demo --steps x                              | steps: must be a whole number, not 'x'
         demo --out D/here                           | --out D/here exists already
         eval M --task sudoku --resume               | --resume needs --out FILE
+        eval M --task sudoku --out D/gsm.jsonl      | --out D/gsm.jsonl exists already: add --resume
+        eval --task sudoku --generations D/grid.jsonl --out D/gsm.jsonl | exists already: choose another file
+        eval M --task sudoku --protocol d1          | --protocol d1: task sudoku has unmask
+        eval M --task gsm8k --protocol d2           | --protocol d2: task gsm8k has unmask, d1, maskgrpo
+        eval M --task math500                       | task math500 needs your copy of the data: name it with --data
+        eval --task mbpp --generations D/tests.jsonl | D/tests.jsonl, row 1: the ground truth must be a list of Python
+        eval --task math --generations D/latex.jsonl | D/latex.jsonl, row 1: the ground truth must be a LaTeX text
         eval M --task sudoku --generations D/x      | leave out model
         eval --task sudoku                          | MODEL is required, or --generations FILE
         eval --task sudoku --generations D/nowhere  | --generations D/nowhere cannot be read
@@ -448,7 +457,7 @@ def test_a_missing_gpu_and_a_missing_extra_are_one_line(folder, capfd, monkeypat
     for command, says in (
         ("T --compute.device cuda", "torch sees no GPU: use auto or cpu"),
         ("sample M --prompt 1 --device cuda", "torch sees no GPU: use auto or cpu"),
-        ("eval M --task gsm8k", "needs `pip install datasets`; or name a local folder with --data"),
+        ("eval M --task gsm8k", "needs `pip install datasets`; or name a local file or folder with --data"),
     ):
         assert main(spelled(command, folder)) == 2
         message = capfd.readouterr().err.strip()

@@ -26,6 +26,7 @@ from unmask.rewards import (
     ExactAnswer,
     Format,
     Integer,
+    Math,
     Number,
     Reward,
     Score,
@@ -36,6 +37,7 @@ from unmask.rewards import (
     by_name,
     combine,
 )
+from unmask.rewards.d1 import D1Countdown, D1Math, D1Number, D1Sudoku
 from unmask.rewards.puzzles import Unreadable, evaluate_expression
 from unmask.rewards.text import answer_span, boxes, gold_number, read_number, visible_text
 
@@ -491,6 +493,33 @@ def test_no_text_makes_a_reward_raise_or_blame_the_machinery(text):
             assert score.status in ("ok", "invalid")
             assert 0 <= score.value <= 1
             json.dumps(score.details)
+
+
+D1 = {D1Number(): ROW, D1Math(): ROW, D1Countdown(): ROW, D1Sudoku(): ROW | {"answer": SOLVED}}
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000)
+@given(TEXTS)
+def test_ten_thousand_texts_are_judged_in_no_time(text):
+    begun = time.monotonic()
+    rewards = [Math(second_opinion=False) if name == "math" else by_name(name) for name in NAMES]
+    for wrapped in (text, rf"\boxed{{{text}}}", f"<reasoning>a</reasoning><answer>{text}", f"```python\n{text}"):
+        for reward, row in [(reward, ROW) for reward in rewards if reward.name != "code"] + list(D1.items()):
+            score = reward([wrapped], [row])[0]
+            assert score.status in ("ok", "invalid") and 0 <= score.value <= 1
+            json.dumps(score.details)
+    assert time.monotonic() - begun < 5
+
+
+def test_the_readers_of_d1_are_fast_on_hostile_text():
+    markup = [r"\boxed{", r"\boxed ", "\\boxed{\n", "<answer>", "<answer>```", "</answer>", "{", r"\frac1", r"\sqrt"]
+    for piece in [*markup, "1" * 15 + " ", "1", "``` ", "```1", "=1 "]:
+        text = piece * (65_536 // len(piece))
+        for reward, row in D1.items():
+            begun = time.monotonic()
+            assert reward.judge(text, row).value == 0
+            assert time.monotonic() - begun < 5, (reward.name, piece)
 
 
 def test_a_batch_is_judged_like_its_items_in_any_order_and_thread():

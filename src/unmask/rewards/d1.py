@@ -8,7 +8,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,8 +40,7 @@ class D1Number(PerItem):
 
     def judge(self, completion: str, row: Row) -> Score:
         found = None
-        for content in re.findall(r"\\boxed{(.*?)}", completion[:LONGEST]):
-            content = content.strip()
+        for content in map(str.strip, boxes_on_a_line(completion[:LONGEST])):
             if content.strip(".") and (found := _floats(content, 0)) is not None:
                 break
         answer = (first_answer(completion[:LONGEST]) or "").strip()
@@ -52,6 +51,16 @@ class D1Number(PerItem):
             value = gold_number(gold)
             gold = float(value) if value >= 0 else None
         return Score.ok(found is not None and found == gold, answer=str(found))
+
+
+def boxes_on_a_line(text: str) -> Iterator[str]:
+    r"""What stands between `\boxed{` and the first closing brace, where both are on one line."""
+    start = text.find("\\boxed{")
+    while start >= 0 and (end := text.find("}", start)) >= 0:
+        content = text[start + len("\\boxed{") : end]
+        if "\n" not in content:
+            yield content
+        start = text.find("\\boxed{", end if "\n" not in content else start + 1)
 
 
 def last_box(text: str) -> str:
@@ -97,8 +106,7 @@ class D1Countdown(PerItem):
             expression = text if answer is None else answer.strip()
         for macro, sign in (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*")):
             expression = expression.replace(macro, sign)
-        if sides := re.search(r"([0-9+\-*/() ]+)=[0-9. ]+", expression):
-            expression = sides[1].strip()
+        expression = before_equals(expression)
         digits = re.findall(r"\d+", expression)
         if any(len(one) > 100 for one in digits) or sorted(map(int, digits)) != sorted(row["numbers"]):
             return Score.ok(0, answer=expression[:128], reason="other numbers")
@@ -201,6 +209,14 @@ def first_answer(text: str) -> str | None:
     return text[start + len("<answer>") : end] if 0 <= start < end else None
 
 
+def before_equals(text: str) -> str:
+    """The first run of plain arithmetic that stands before `=` and a number; a text without one is taken whole."""
+    for run in re.finditer(r"[0-9+\-*/() ]+", text):
+        if re.match(r"=[0-9. ]", text[run.end() : run.end() + 2]):
+            return run[0].strip()
+    return text
+
+
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -235,16 +251,37 @@ def python_value(expression: str) -> Any:
         return None
 
 
-_GRIDS = tuple(
+_DIGITS = re.compile(r"[\d\s]*")
+_END = re.compile(r"<\|eot_id\|>|<\|endoftext\|>|</answer>")
+_ELSEWHERE = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        r"<answer>.*?```\s*([\d\s]+)```",
-        r"<answer>(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|</answer>)",
         r"</answer>\s*(.*?)(?:<\|eot_id\|>|<\|endoftext\|>|$)",
         r"(\d{16})\s*</answer>",
         r"\b(\d{16})\b",
     )
 )
+
+
+def grids(text: str) -> Iterator[str]:
+    """The places where d1 looks for a grid, in its order: those that are there."""
+    start = text.find("<answer>")
+    if start >= 0:
+        yield fenced_digits(text, start)
+        end = _END.search(text, start + len("<answer>"))
+        yield text[start + len("<answer>") : end.start()] if end else ""
+    yield from (match[1] for pattern in _ELSEWHERE if (match := pattern.search(text)))
+
+
+def fenced_digits(text: str, start: int) -> str:
+    """The first fence behind `start` with nothing but digits and white space in it; empty if there is none."""
+    at = text.find("```", start)
+    while at >= 0:
+        digits = _DIGITS.match(text, at + 3)
+        if digits and digits[0] and text.startswith("```", digits.end()):
+            return digits[0]
+        at = text.find("```", at + 1)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -258,8 +295,7 @@ class D1Sudoku(PerItem):
     name: ClassVar[str] = "sudoku-d1"
 
     def judge(self, completion: str, row: Row) -> Score:
-        found = (pattern.search(completion[:LONGEST]) for pattern in _GRIDS)
-        grid = next((match[1] for match in found if match and match[1].strip()), "")
+        grid = next(filter(str.strip, grids(completion[:LONGEST])), "")
         grid = re.sub(r"\s", "", grid)
         padded = (grid + "0" * 16)[:16]
         blanks = [cell for cell in range(16) if row["puzzle"][cell] == "0"]

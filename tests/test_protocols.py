@@ -1,0 +1,86 @@
+"""Protocols: what is asked, how the answer begins, how it is decoded, and that the result says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import unmask
+from unmask.cli import main
+from unmask.errors import UserError
+from unmask.rewards import Format
+from unmask.tasks import GSM8K, NAMES
+
+DATA = Path(__file__).parent / "data"
+QUESTION = [{"role": "user", "content": "How many?"}]
+
+
+def test_a_prefill_stands_behind_the_generation_prompt_and_is_not_part_of_the_answer():
+    model = unmask.load(str(DATA / "llada"))
+    modality = model.modality
+    bare = modality.prompt_ids(QUESTION)
+    begun = modality.prompt_ids([*QUESTION, {"role": "assistant", "content": "<reasoning>"}])
+    assert begun[: len(bare)] == bare and modality.tokenizer.decode(begun[len(bare) :]) == "<reasoning>"
+    canvas = modality.encode([[*QUESTION, {"role": "assistant", "content": "<reasoning>"}]], 4)
+    assert canvas.ids[0].tolist() == [*begun, *[modality.mask_id] * 4]
+    assert canvas.slots[0].tolist() == list(range(len(begun), len(begun) + 4))
+
+
+def test_the_format_reward_goes_on_behind_the_prefill():
+    text = "steps</reasoning>\n<answer>\\boxed{1}</answer>"
+    assert [Format(opened=opened).judge(text, {}).value for opened in (False, True)] == [0, 1]
+    assert Format(opened=True).judge(f"<reasoning>{text}", {}).value == 0
+    assert Format(opened=True).judge("</reasoning>\\boxed{1}", {}).value == 0
+
+
+def test_rows_and_demonstrations_of_gsm8k_follow_the_protocol():
+    task = GSM8K(data=str(DATA / "gsm8k.jsonl"), protocol="d1")
+    rows = task.rows("test")
+    assert all(row["prompt"][-1] == {"role": "assistant", "content": "<reasoning>"} for row in rows)
+    texts = [row["completion"] for row in rows]
+    assert not any("<reasoning>" in text for text in texts)
+    form = next(weighted.reward for weighted in task.rewards() if weighted.reward.name == "format")
+    assert [score.value for score in form(texts, rows)] == [1.0] * len(rows)
+    with pytest.raises(UserError, match="task gsm8k has no protocol 'd2'; it has unmask, d1, maskgrpo"):
+        GSM8K(protocol="d2")
+
+
+def test_every_task_is_asked_by_its_own_default():
+    for kind in NAMES.values():
+        assert kind().protocol in kind.protocols
+
+
+@pytest.mark.parametrize(
+    ("words", "sampler", "length"),
+    [
+        (["--protocol", "d1"], {"steps": 128, "block": 32, "temperature": 0.0}, 256),
+        (["--protocol", "d1", "--answer_length", "64"], {"steps": 32, "block": 32}, 64),
+        (["--protocol", "maskgrpo", "--answer_length", "64"], {"steps": 64, "block": 64}, 64),
+        (["--protocol", "d1", "--answer_length", "32", "--sampler.block", "8"], {"steps": 16, "block": 8}, 32),
+    ],
+)
+def test_a_protocol_decodes_as_published_unless_the_user_says_otherwise(words, sampler, length, tmp_path):
+    out = tmp_path / "out.json"
+    command = ["eval", str(DATA / "llada"), "--task", "gsm8k", "--data", str(DATA / "gsm8k.jsonl"), "--items", "1"]
+    assert main([*command, *words, "--parser", "d1", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert (result["protocol"], result["parser"]) == (words[1], "d1")
+    assert sampler.items() <= result["sampler"].items() and result["sampler"]["answer_length"] == length
+    [item] = result["generations"]
+    assert item["question"][-1]["content"] == "<reasoning>" and len(item["tokens"]) == length
+    again = tmp_path / "again.json"
+    assert main(["eval", "--task", "gsm8k", "--generations", str(out), "--parser", "d1", "--out", str(again)]) == 0
+    assert json.loads(again.read_text())["protocol"] == words[1]
+
+
+def test_a_result_is_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    command = ["eval", "builtin:sudoku", "--task", "sudoku", "--items", "2", "--out", str(out)]
+    assert main(command) == 0
+    was = out.read_bytes()
+    assert main(command) == 2
+    assert "exists already: add --resume to go on with it, or choose another file" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0 and out.read_bytes() == was
+    again = ["eval", "--task", "sudoku", "--generations", str(out), "--out", str(out)]
+    assert main(again) == 2 and out.read_bytes() == was
+    assert "exists already: choose another file" in capsys.readouterr().err
