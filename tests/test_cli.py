@@ -53,7 +53,9 @@ def test_every_method_preset_runs_a_toy_step(name, tmp_path, capsys):
     assert "report" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names("runs") if not name.startswith(("llada", "mmada"))])
+@pytest.mark.parametrize(
+    "name", [name for name in preset_names("runs") if not name.startswith(("llada", "mmada", "lumina"))]
+)
 def test_every_run_preset_of_a_built_in_world_runs_a_toy_step(name, tmp_path):
     content = yaml.safe_load(preset("runs", name).read_text())
     common = ["--config", name, "--out", str(tmp_path / "run"), "--steps", "1", "--evaluation.items", "4"]

@@ -15,7 +15,7 @@ LAYERS = [
     {"config"},
     {"rl", "supervised"},
     {"run"},
-    {"evaluation", "progress", "stored", "learner", "report"},
+    {"evaluation", "breakdown", "picture_folder", "progress", "stored", "learner", "report"},
     {"run_directory"},
     {
         "samplers",

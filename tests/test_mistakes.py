@@ -147,6 +147,11 @@ MISTAKES = {
         eval M --task sudoku --samples 0            | samples must be in [1,
         eval M --task sudoku --samples 99999999999  | samples must be in [1,
         eval M --task sudoku --batch 0              | batch at least 1
+        eval M --task sudoku --pictures D/x         | --pictures is for answers that are pictures
+        eval M --task sudoku --reward nope          | there is no reward 'nope'
+        eval M --task sudoku --reward clip(batch=x) | reward clip: option batch must be a number, not 'x'
+        eval M --task sudoku --task.nope 1          | task: Sudoku has no option 'nope'; it has
+        eval --task hpsv2 --generations D/rows.json --task.judge.batch 0 | reward hps: batch must be at least 1
         eval M --task sudoku --out D/here           | --out D/here cannot be written: name a file
         eval M --task sudoku --out D/own.py/x.json  | --out D/own.py/x.json cannot be written
         eval M --task sudoku --device gpu           | device: must be one of auto, cpu, cuda, not 'gpu'
@@ -279,6 +284,12 @@ MISTAKES = {
         eval M --task prompts --data D/blank.jsonl  | task prompts has no split 'test'
     """,
     "rewards": """
+        T --reward clip(modle=x)                    | reward clip: 'modle=x' is no OPTION=VALUE; device, dtype, batch
+        T --reward clip(model=./nowhere)            | ./nowhere is not there: name a model's folder or hub id
+        T --reward hps(model=./own.py,tokenizer=./here) | own.py is truncated or holds more than tensors; fetch
+        T --reward aesthetic(device=tpu)            | device 'tpu' of a reward: must be auto, cpu, cuda
+        T --task GenEval --task.validation_items 0  | validation_items must be in [1, 2000], not 0
+        T --task GenEval --task.judge.short_side 9  | reward geneval: 32 <= short_side
         T --reward no-such                          | there is no reward 'no-such'; choose one of number
         T --reward D/own.py                         | names no function; write it as FILE.py:FUNCTION
         T --reward D/own.py:missing                 | D/own.py has no function 'missing'; it has fine, none

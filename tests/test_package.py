@@ -45,6 +45,7 @@ def test_the_wheel_holds_presets_assets_and_the_type_marker(wheel):
     assert "unmask/py.typed" in names
     assert {f"unmask/presets/runs/{name}.yaml" for name in preset_names("runs")} <= names
     assert {f"unmask/presets/methods/{name}.yaml" for name in preset_names("methods")} <= names
+    assert "unmask/tasks/geneval_test.txt" in names
     assert {f"unmask/presets/launch/{path.name}" for path in LAUNCH} <= names
     for file in (ROOT / "src/unmask/assets").rglob("*"):
         if file.is_file():

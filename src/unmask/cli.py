@@ -173,16 +173,20 @@ def sample(words: list[str]) -> None:
     parser.add_argument("--dtype", type=str | None, default=None, help="of the weights; default: float32 on a CPU")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     _spell_out(words, "--trace")
-    words, about_sampler = _without_sampler(words)
+    words, about_sampler = _without(words, "--sampler")
     generate(_parse(parser, words), about_sampler)
 
 
-def _without_sampler(words: list[str]) -> tuple[list[str], list[str]]:
-    """Other words, and those about the sampler: which one they change is known when the model is."""
+def _without(words: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Other words, and those of an option and its dotted ones (an option with a final dot: only those).
+
+    What they change is known when the model is.
+    """
     rest, about = [], []
     waiting = iter(words)
     for word in waiting:
-        if word.partition("=")[0].partition(".")[0] == "--sampler" and not word.endswith(".help"):
+        name = word.partition("=")[0]
+        if (name == option or name.startswith(option.rstrip(".") + ".")) and not word.endswith(".help"):
             about += [word] if "=" in word else [word, *itertools.islice(waiting, 1)]
         else:
             rest.append(word)
@@ -218,10 +222,15 @@ def evaluate(words: list[str]) -> None:
         "--precision", type=Literal["auto", "float32", "bfloat16"], default="auto", help="of the forward pass"
     )
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON here instead of to stdout")
+    parser.add_argument(
+        "--pictures", type=str | None, default=None, help="new folder for pictures, as GenEval has them"
+    )
+    parser.add_argument("--reward", nargs="+", type=str, default=[], help="also report the means of these")
     parser.add_argument("--sampler", type=Sampler | None, default=None, help="default: the model's own")
     _spell_out(words, "--resume")
-    words, about_sampler = _without_sampler(words)
-    evaluate_model(_parse(parser, words), about_sampler)
+    words, about_sampler = _without(words, "--sampler")
+    words, about_task = _without(words, "--task.")
+    evaluate_model(_parse(parser, words), about_sampler, about_task)
 
 
 def report(words: list[str]) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from unmask.breakdown import wilson, with_breakdown
 from unmask.errors import UserError
 from unmask.modalities.base import Modality
 from unmask.models import Model
+from unmask.picture_folder import PictureFolder
 from unmask.progress import Progress
 from unmask.random import Random
-from unmask.rewards.base import Reward, Score
+from unmask.rewards.base import Reward, Score, Weighted, combine
 from unmask.runtime import Compute, Runtime
 from unmask.samplers.base import Sampler
 from unmask.samplers.confidence import LowConfidence
@@ -61,10 +63,7 @@ def interval(correct: Sequence[float], clusters: Sequence[Any] | None = None) ->
             sums[cluster] = sums.get(cluster, 0.0) + value - p
         variance = sum(total**2 for total in sums.values()) / n**2 * len(sums) / max(1, len(sums) - 1)
         size = min(n, p * (1 - p) / variance) if variance else size
-    z = 1.959964
-    centre = (p + z * z / (2 * size)) / (1 + z * z / size)
-    half = z * math.sqrt(p * (1 - p) / size + z * z / (4 * size * size)) / (1 + z * z / size)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return wilson(p, size)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -87,6 +86,8 @@ def measure(
     batch: int = 256,
     progress: Callable[[int], None] = lambda _: None,
     partial: Partial | None = None,
+    rewards: Sequence[Reward] = (),
+    pictures: PictureFolder | None = None,
 ) -> Outcome:
     """Answers and judges `rows`, `samples` times each; every process takes a share of them.
 
@@ -94,6 +95,8 @@ def measure(
         batch: answers per forward.
         progress: is told how many answers were finished.
         partial: keeps each batch as soon as it is judged, and knows those that were finished before.
+        rewards: judge the answers too; records say what each gave, None where it did not judge.
+        pictures: where pictures go; records then name their files.
     """
     work = [(index, copy) for index in range(len(rows)) for copy in range(samples)]
     mine = runtime.share(work)
@@ -110,9 +113,10 @@ def measure(
         answer = sampler(policy, canvas, root.fold(index).fold(copy))
         texts = modality.decode(answer.x.cpu())
         scores = success(texts, asked)
+        others = combine([Weighted(reward, 0.0) for reward in rewards], texts, asked).components
         done = []
-        for row, (i, c), text, score, x, order in zip(
-            asked, part, texts, scores, answer.x.cpu(), answer.revealed_at.tolist(), strict=True
+        for n, (row, (i, c), text, score, x, order) in enumerate(
+            zip(asked, part, texts, scores, answer.x.cpu(), answer.revealed_at.tolist(), strict=True)
         ):
             done.append(
                 {
@@ -122,8 +126,9 @@ def measure(
                     "task": task,
                     "question": row["prompt"],
                     "ground_truth": row.get("answer"),
-                    "generation": modality.stored(text),
+                    "generation": modality.stored(text) if pictures is None else pictures.keep(i, c, text),
                     **judgement(score),
+                    **_rewards({name: given[n] for name, given in others.items()}),
                     "category": row.get("category"),
                     "cluster": row.get("cluster"),
                     "tokens": modality.pieces(x),
@@ -172,6 +177,12 @@ def judgement(score: Score) -> dict[str, Any]:
     """What a record says of a score."""
     said = {"correct": score.value == 1.0, "status": score.status, "extracted": score.details.get("answer")}
     return said | {name: score.details[name] for name in TOLD if name in score.details}
+
+
+def _rewards(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """What a record says of scores that are no success or failure."""
+    values = {name: s.value if s.status in ("ok", "invalid") else None for name, s in scores.items()}
+    return {"rewards": values} if values else {}
 
 
 def summarise(generations: list[dict[str, Any]], samples: int = 1) -> Outcome:
@@ -230,6 +241,8 @@ def evaluate(
     runtime: Runtime | None = None,
     progress: Progress | None = None,
     partial: Partial | None = None,
+    rewards: Sequence[Reward] = (),
+    pictures: PictureFolder | None = None,
 ) -> dict[str, Any]:
     """Success of a model on a split, as a JSON-safe result with every generation.
 
@@ -239,7 +252,8 @@ def evaluate(
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
         parser: how answers are read; None is the task's own way.
-        partial: see `measure`.
+        partial, pictures: see `measure`.
+        rewards: their means stand beside the score, as do those of the task's `measures`.
     """
     if not 1 <= samples <= MOST_SAMPLES or batch < 1:
         raise UserError(f"samples must be in [1, {MOST_SAMPLES}] and batch at least 1, not {samples} and {batch}")
@@ -265,11 +279,14 @@ def evaluate(
         batch=batch,
         progress=progress.advance if progress is not None else lambda _: None,
         partial=partial,
+        rewards=[model.reading(reward) for reward in (*task.measures(), *rewards)],
+        pictures=pictures,
     )
-    return record(outcome, task, split, sampler, parser, seed=seed, precision=runtime.precision)
+    result = record(outcome, task, split, sampler, parser, seed=seed, precision=runtime.precision)
+    return with_breakdown(result, task, samples)
 
 
-def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, Any]:
+def rescore(stored: Stored, task: Task, parser: str | None = None, rewards: Sequence[Reward] = ()) -> dict[str, Any]:
     """Judges stored generations again, without a model.
 
     Returns:
@@ -280,12 +297,17 @@ def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, 
     """
     metric, items = task.metric(parser), stored.of_task(task.name)
     rows = [stored.row(place, item, task) for place, item in items]
-    scores = metric([item["generation"] for _, item in items], rows)
-    if all(score.status == "not_applicable" for score in scores):
+    answers = [item["generation"] if task.answers == "text" else stored.picture(item) for _, item in items]
+    scores = metric(answers, rows)
+    measured = [*task.measures(), *rewards]
+    if not measured and all(score.status == "not_applicable" for score in scores):
         raise UserError(f"task {task.name} has no metric: its generations cannot be scored")
+    others = combine([Weighted(reward, 0.0) for reward in measured], answers, rows).components
     judged = [
-        {k: item[k] for k in item if k not in TOLD} | judgement(score)
-        for (_, item), score in zip(items, scores, strict=True)
+        {k: item[k] for k in item if k not in (*TOLD, "rewards")}
+        | judgement(score)
+        | _rewards({name: given[n] for name, given in others.items()})
+        for n, ((_, item), score) in enumerate(zip(items, scores, strict=True))
     ]
     groups: dict[Any, list[dict[str, Any]]] = {}
     for number, item in enumerate(judged):
@@ -294,7 +316,7 @@ def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, 
     if any(len(group) != samples for group in groups.values()):
         raise UserError(f"{stored.path}: the rows have different numbers of answers; score an unabridged file")
     outcome = summarise([item for group in groups.values() for item in group], samples)
-    return {
+    result = {
         "score": outcome.score,
         "interval": list(outcome.interval),
         "pass_at": {str(k): value for k, value in outcome.pass_at.items()},
@@ -306,6 +328,7 @@ def rescore(stored: Stored, task: Task, parser: str | None = None) -> dict[str, 
         "infra_errors": sum(score.status == "infra_error" for score in scores),
         "generations": outcome.generations,
     }
+    return with_breakdown(result, task, samples)
 
 
 def rows_of(task: Task, split: str, items: int | None) -> Sequence[Row]:

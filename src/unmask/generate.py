@@ -19,9 +19,12 @@ from unmask.messages import short
 from unmask.modalities import Image
 from unmask.models import Model, load
 from unmask.models.checkpoint import metadata_of
+from unmask.picture_folder import PictureFolder
 from unmask.pictures import open_picture
 from unmask.progress import Progress
 from unmask.random import Random
+from unmask.rewards import by_name as reward_by_name
+from unmask.rewards.base import Reward
 from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
 from unmask.samplers import Ancestral, LowConfidence, Sampler
@@ -175,13 +178,19 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def evaluate_model(options: Namespace, words: Sequence[str]) -> None:
+def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequence[str] = ()) -> None:
     """`unmask eval`: the result as JSON, to a file or to stdout; a summary to stderr.
 
     Args:
         words: those that are about the sampler.
+        about_task: those about options of the task.
     """
     kind = by_name(options.task)
+    rewards = [reward_by_name(spec) for spec in options.reward]
+    if options.pictures is not None and (kind.answers != "image" or options.generations is not None):
+        raise UserError(
+            f"--pictures is for answers that are pictures, and task {options.task} is evaluated without any"
+        )
     out = None if options.out is None else Path(options.out)
     if out is not None and (out.is_dir() or out.parent.is_file()):
         raise UserError(f"--out {out} cannot be written: name a file")
@@ -191,15 +200,15 @@ def evaluate_model(options: Namespace, words: Sequence[str]) -> None:
     if options.resume and out is None:
         raise UserError("--resume needs --out FILE: what is finished is kept beside it")
     if options.generations is not None:
-        _rescore(options, kind, out, words)
+        _rescore(options, _with_options(kind(), about_task), out, words, rewards)
         return
     if options.model is None:
         raise UserError("MODEL is required, or --generations FILE to score stored ones")
     model, runtime, notes = _load(options, words)
     model = model.answering(kind.answers)
-    task = _task(options, notes.task(kind))
+    task = _with_options(_task(options, notes.task(kind)), about_task)
     sampler = choose_sampler(words, notes, task.answer_length, kind.answers == "image", _decoding(options, task))
-    rows_of(task, options.split, options["items"])  # `options.items` is a method
+    rows = rows_of(task, options.split, options["items"])  # `options.items` is a method
     settings = _settings(options, runtime, task, sampler)
     partial = None if out is None else out.with_name(f"{out.name}.partial.jsonl")
     if options.resume and out is not None and partial is not None and finished(out, settings):
@@ -208,6 +217,11 @@ def evaluate_model(options: Namespace, words: Sequence[str]) -> None:
         return
     if partial is not None and runtime.world > 1:
         partial = partial.with_name(f"{partial.stem}-{runtime.rank}.jsonl")
+    folder = Path(options.pictures) if options.pictures is not None else None
+    pictures = None if folder is None else PictureFolder(folder, rows, options.resume)
+    runtime.wait()  # all have looked before the first one writes
+    if pictures is not None and runtime.main:
+        pictures.describe()
     with Progress("eval", 0, shown=runtime.main) as progress:
         result = evaluate(
             model,
@@ -222,6 +236,8 @@ def evaluate_model(options: Namespace, words: Sequence[str]) -> None:
             runtime=runtime,
             progress=progress,
             partial=None if partial is None else Partial(partial, settings, options.resume),
+            rewards=rewards,
+            pictures=pictures,
         )
     result = {**result, "model": options.model, "settings": settings}
     result["generations"] = result.pop("generations")  # last: it is long
@@ -244,6 +260,7 @@ def _decoding(options: Namespace, task: Task) -> Sampler | None:
 def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler) -> dict[str, Any]:
     """Everything that the result depends on, as JSON has it."""
     given = {name: options[name] for name in ("model", "revision", "split", "items", "samples", "seed", "batch")}
+    given |= {name: options[name] for name in ("reward", "pictures") if options[name]}
     settings = {
         **given,
         "task": describe(task),
@@ -257,12 +274,12 @@ def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler
     return json.loads(json.dumps(settings))
 
 
-def _rescore(options: Namespace, kind: type[Task], out: Path | None, words: Sequence[str]) -> None:
+def _rescore(options: Namespace, task: Task, out: Path | None, words: Sequence[str], rewards: Sequence[Reward]) -> None:
     needless = [name for name in ("model", "protocol", "data", "answer_length") if options[name] is not None]
     needless += [word.removeprefix("--") for word in words[:1]] + (["resume"] if options.resume else [])
     if needless:
         raise UserError(f"--generations scores what is stored: leave out {', '.join(needless)}")
-    result = rescore(read_generations(Path(options.generations)), kind(), options.parser)
+    result = rescore(read_generations(Path(options.generations)), task, options.parser, rewards)
     _tell(result, out, "generations")
 
 
@@ -272,12 +289,26 @@ def _tell(result: dict[str, Any], out: Path | None, split: str) -> None:
         print()
     else:
         write_json(out, result)
-    low, high = result["interval"]
-    print(
-        f"{result['task']} {split}, parser {result['parser']}: {result['score']:.4f} [{low:.4f}, {high:.4f}] "
-        f"on {result['items']} items",
-        file=sys.stderr,
-    )
+    about = f"{result['task']} {split}, parser {result['parser']}"
+    if result["score"] is not None:
+        low, high = result["interval"]
+        where = f"on {result['items']} items"
+        print(f"{about}: {result['score']:.4f} [{low:.4f}, {high:.4f}] {where}", file=sys.stderr)
+    for name, found in result.get("rewards", {}).items():
+        if found["mean"] is not None:
+            low, high = found["interval"]
+            where = f"on {found['items']} items"
+            print(f"{about}: mean {name} {found['mean']:.4f} [{low:.4f}, {high:.4f}] {where}", file=sys.stderr)
+
+
+def _with_options(task: Task, words: Sequence[str]) -> Task:
+    """The task with the options that `--task.OPTION VALUE` change."""
+    if not words:
+        return task
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--task", type=Task)
+    start = ["--task", json.dumps(describe(task))]
+    return instantiate(parser, parsed(parser, {"task": Task}, [*start, *words])).task
 
 
 def _task(options: Namespace, task: Task) -> Task:

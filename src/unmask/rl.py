@@ -21,7 +21,7 @@ from unmask.objectives.base import Objective
 from unmask.objectives.gradient import MicroBatch, accumulate_gradient
 from unmask.random import Random
 from unmask.rewards import UserRewardError, by_name, combine
-from unmask.rewards.base import Judged, Weighted
+from unmask.rewards.base import Judged, Score, Weighted
 from unmask.run import Run, RunConfig, order
 from unmask.tasks.base import Row
 from unmask.types import Answer, Policy, Rollouts, View, Views
@@ -133,7 +133,8 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
             metrics["time/update"] = time.perf_counter() - clock
 
             # log
-            _describe(run, config, metrics, rollouts, judged, completions, asked, updates)
+            success = _success(run, rewards, judged, completions, asked)
+            _describe(run, config, metrics, rollouts, judged, success, updates)
             _keep_some(run, config, rollouts, judged, completions, asked, step)
         run.finish()
     return run
@@ -352,9 +353,17 @@ def _unsound(run: Run, rollouts: Rollouts, views: Sequence[View], rows: Tensor) 
     ]
 
 
-def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, completions, asked, updates) -> None:
+def _success(run: Run, rewards: list[Weighted], judged: Judged, completions, asked: list[Row]) -> list[Score]:
+    """What the task's metric says; it is not asked again where it is one of the rewards."""
+    for weighted, scores in zip(rewards, judged.components.values(), strict=True):
+        if weighted.reward == run.success:
+            return scores
+    return run.success(completions, asked)
+
+
+def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, success: list[Score], updates) -> None:
     """Fills the row of metrics; means run over all processes."""
-    solved = [s.value == 1.0 for s in run.success(completions, asked) if s.status in ("ok", "invalid")]
+    solved = [score.value == 1.0 for score in success if score.status in ("ok", "invalid")]
     keep = rollouts.keep.double()
     groups = rollouts.reward.double().view(-1, config.answers)
     kept = rollouts.keep.view(-1, config.answers)

@@ -8,6 +8,7 @@ from typing import Any
 
 from unmask.errors import UserError
 from unmask.messages import short
+from unmask.pictures import is_uri, open_picture
 from unmask.run_directory import read_jsonl as read_rows
 from unmask.run_directory import write_text
 from unmask.tasks.base import Row, Task
@@ -128,6 +129,15 @@ class Stored:
             if not isinstance(item.get("cluster"), str | None):
                 raise UserError(f"{place}: field 'cluster' must be a text; correct or leave it out")
         return sorted(found, key=lambda one: (one[1].get("index", 0), one[1].get("copy", 0)))
+
+    def picture(self, item: Record) -> Any:
+        """The picture of a generation: as it is if it is text that holds it, else from the file that it names.
+
+        Raises:
+            UserError: there is no such file, or no picture in it.
+        """
+        text = item["generation"]
+        return text if is_uri(text) else open_picture(text)
 
     def row(self, place: str, item: Record, task: Task) -> Row:
         """The row that the metric of the task reads."""

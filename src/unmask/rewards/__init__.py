@@ -3,7 +3,9 @@
 from unmask.errors import UserError
 from unmask.rewards.base import Judged, PerItem, Reward, Row, Score, Weighted, combine
 from unmask.rewards.code import Code
+from unmask.rewards.images import Aesthetic, ClipScore, GenEvalObjects, HPScore, ImageRewardScore, PickScore
 from unmask.rewards.math import Math
+from unmask.rewards.options import with_options
 from unmask.rewards.puzzles import AdditionWorked, CountdownSolved, ExactAnswer, SudokuSolved
 from unmask.rewards.shapes import ShapesDrawn
 from unmask.rewards.text import Boxed, Format, Integer, Number, TextReward
@@ -12,16 +14,22 @@ from unmask.rewards.user import UserReward, UserRewardError
 __all__ = [
     "NAMES",
     "AdditionWorked",
+    "Aesthetic",
     "Boxed",
+    "ClipScore",
     "Code",
     "CountdownSolved",
     "ExactAnswer",
     "Format",
+    "GenEvalObjects",
+    "HPScore",
+    "ImageRewardScore",
     "Integer",
     "Judged",
     "Math",
     "Number",
     "PerItem",
+    "PickScore",
     "Reward",
     "Row",
     "Score",
@@ -39,19 +47,22 @@ NAMES: dict[str, type[Reward]] = {
     reward.name: reward
     for reward in (
         *(Number, Math, Format, Integer, Boxed, SudokuSolved, CountdownSolved, ExactAnswer, AdditionWorked, Code),
-        ShapesDrawn,
+        *(ShapesDrawn, GenEvalObjects, ClipScore, PickScore, Aesthetic, HPScore, ImageRewardScore),
     )
 }
 
 
 def by_name(spec: str) -> Reward:
-    """The reward that NAME or FILE.py:FUNCTION stands for, with its defaults.
+    """The reward that NAME, NAME(OPTION=VALUE, ...) or FILE.py:FUNCTION stands for.
 
     Raises:
-        UserError: there is no such name, file or function.
+        UserError: there is no such name, option, file or function.
     """
     if spec in NAMES:
         return NAMES[spec]()
+    found = with_options(spec, NAMES)
+    if found is not None:
+        return found
     path, colon, function = spec.rpartition(":")
     if colon and function and path.endswith(".py"):
         return UserReward(path, function)

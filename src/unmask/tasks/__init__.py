@@ -6,14 +6,17 @@ from unmask.tasks.base import Row, Task, World
 from unmask.tasks.captioned import Captioned
 from unmask.tasks.code import MBPP, AceCode, HumanEval
 from unmask.tasks.countdown import Countdown
+from unmask.tasks.geneval import GenEval
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.math import Math500, MathTask
 from unmask.tasks.programs import Programs
+from unmask.tasks.prompt_sets import DPG, HPSv2Prompts, ImagePrompts, ImageRewardPrompts, PartiPrompts
 from unmask.tasks.prompts import Prompts
 from unmask.tasks.shapes import Shapes
 from unmask.tasks.sudoku import Sudoku
 
 __all__ = [
+    "DPG",
     "GSM8K",
     "MBPP",
     "NAMES",
@@ -21,9 +24,14 @@ __all__ = [
     "Arithmetic",
     "Captioned",
     "Countdown",
+    "GenEval",
+    "HPSv2Prompts",
     "HumanEval",
+    "ImagePrompts",
+    "ImageRewardPrompts",
     "Math500",
     "MathTask",
+    "PartiPrompts",
     "Programs",
     "Prompts",
     "Row",
@@ -43,6 +51,7 @@ NAMES: dict[str, type[Task]] = {
         Programs,
         Shapes,
         Captioned,
+        *(ImagePrompts, GenEval, DPG, HPSv2Prompts, ImageRewardPrompts, PartiPrompts),
         GSM8K,
         MathTask,
         Math500,

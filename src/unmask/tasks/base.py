@@ -41,6 +41,8 @@ class Task(ABC):
     protocols: ClassVar[Mapping[str, Protocol]] = {"unmask": UNMASK}  # how it can be asked and decoded
     other_parsers: ClassVar[Mapping[str, Reward]] = {}  # name -> metric that reads answers in another way
 
+    overall: ClassVar[Literal["rows", "categories"]] = "rows"  # what the score is a mean of
+
     answer_length: int = 256
     protocol: str = "unmask"
 
@@ -78,6 +80,10 @@ class Task(ABC):
     @abstractmethod
     def success(self) -> Reward:
         """The metric: a completion is solved if and only if this gives exactly 1."""
+
+    def measures(self) -> list[Reward]:
+        """Rewards whose means an evaluation reports beside the score."""
+        return []
 
     def metric(self, parser: str | None = None) -> Reward:
         """The metric with answers read as `parser` reads them; None: the task's own way.
