@@ -15,6 +15,8 @@ from unmask.tasks.base import Row, World, by_split
 Point = tuple[int, int]
 HIDDEN = 8
 _POINTS: tuple[Point, ...] = tuple((x, y) for x in range(10) for y in range(10))
+_CORNER: tuple[Point, ...] = ((0, 0), (1, 0), (0, 1))  # every core is 0 at the first, and -1, 0 or 1 at the others
+_OTHERS = tuple(point for point in _POINTS if point not in _CORNER)
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,20 @@ _CORES = {
 
 @dataclass(frozen=True)
 class Programs(World):
-    """Write a Python expression of `x` and `y` that explains examples: `3,5>17;0,4>9;9,1>21;6,6>25:` -> `(x+y)*2+1`.
+    """Write a Python expression of `x` and `y` that explains examples: `0,0>1;1,0>3;0,1>3;6,6>25:` -> `(x+y)*2+1`.
 
-    Behind each item is one of the functions `core * scale + shift` (`programs`), with x and y from 0 to 9; the
-    examples rule out all others of them. The answer may be any Python expression. It is run in the sandbox on the
-    examples and on hidden points, and is right if it is right on all; the two outcomes in `details.tests` tell a
-    program that fits the examples only. Splits are by function, which is also the `cluster`, so those of the test set
-    are never seen in training.
+    Behind each item is one of the functions `core * scale + shift` (`programs`), with x and y from 0 to 9. The first
+    three examples are always those at (0, 0), (1, 0) and (0, 1), which tell shift and scale; all examples together rule
+    out all other functions. The answer may be any Python expression. It is run in the sandbox on the examples and on
+    hidden points, and is right if it is right on all; the two outcomes in `details.tests` tell a program that fits the
+    examples only. Splits are by function, which is also the `cluster`, so those of the test set are never seen in
+    training.
 
-    A careless demonstration explains the first example alone, as `x` plus a number (`x+14`). Harder items, which take
+    A careless demonstration explains the first example alone, as `x` plus a number (`x+1`). Harder items, which take
     more operations, are more often answered so (`careless_at_fewest`, `careless_at_most`).
 
     Args:
-        shown: examples in a prompt, 2 to 8.
+        shown: examples in a prompt, 4 to 8.
         sandbox: where programs run.
     """
 
@@ -81,8 +84,8 @@ class Programs(World):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 2 <= self.shown <= 8:
-            raise UserError(f"task programs: shown must be from 2 to 8, not {self.shown}")
+        if not 4 <= self.shown <= 8:
+            raise UserError(f"task programs: shown must be from 4 to 8, not {self.shown}")
         if self.answer_length < 12:
             raise UserError(f"task programs: answer_length must be at least 12, not {self.answer_length}")
 
@@ -93,9 +96,12 @@ class Programs(World):
             program = programs()[names[rng.randrange(len(names))]]
             if program.operations != operations:
                 continue
-            points = rng.sample(_POINTS, self.shown + HIDDEN)
-            shown, hidden = points[: self.shown], points[self.shown :]
-            if sum(all(other(p) == program(p) for p in shown) for other in programs().values()) == 1:
+            others = rng.sample(_OTHERS, self.shown - len(_CORNER) + HIDDEN)
+            shown, hidden = (*_CORNER, *others[:-HIDDEN]), others[-HIDDEN:]
+            fit = -1
+            for point in shown:
+                fit &= _programs_with()[point, program(point)]
+            if fit.bit_count() == 1:
                 break
         examples = ";".join(f"{x},{y}>{program((x, y))}" for x, y in shown)
         careless = self.is_careless(split, (operations - 1) / 2, rng)
@@ -136,6 +142,17 @@ def programs() -> dict[str, Program]:
 def programs_by_split() -> dict[str, tuple[str, ...]]:
     """The texts of each split."""
     return by_split(tuple(programs()))
+
+
+@functools.cache
+def _programs_with() -> dict[tuple[Point, int], int]:
+    """Per point and value the set of programs that have it there, as the bits of an integer."""
+    found: dict[tuple[Point, int], int] = {}
+    for bit, program in enumerate(programs().values()):
+        for point in _POINTS:
+            key = point, program(point)
+            found[key] = found.get(key, 0) | 1 << bit
+    return found
 
 
 def _test(program: Program, points: Sequence[Point]) -> str:
