@@ -33,7 +33,7 @@ class Program:
         if self.scale > 1:
             text = f"({text})" if text[1:2] in ("+", "-") else text
             text += f"*{self.scale}"
-        return text + (f"{self.shift:+d}" if self.shift else "")
+        return text + (f"+{self.shift}" if self.shift else "")
 
     @property
     def operations(self) -> int:
@@ -91,11 +91,8 @@ class Programs(World):
 
     def make(self, split: str, rng: random.Random) -> Row:
         names = programs_by_split()[split]
-        operations = rng.randint(1, 3)
         while True:
             program = programs()[names[rng.randrange(len(names))]]
-            if program.operations != operations:
-                continue
             others = rng.sample(_OTHERS, self.shown - len(_CORNER) + HIDDEN)
             shown, hidden = (*_CORNER, *others[:-HIDDEN]), others[-HIDDEN:]
             fit = -1
@@ -104,14 +101,14 @@ class Programs(World):
             if fit.bit_count() == 1:
                 break
         examples = ";".join(f"{x},{y}>{program((x, y))}" for x, y in shown)
-        careless = self.is_careless(split, (operations - 1) / 2, rng)
+        careless = self.is_careless(split, (program.operations - 1) / 2, rng)
         return {
             "prompt": examples + ":",
             "answer": program.text,
             "completion": careless_program(shown[0], program(shown[0])) if careless else program.text,
             "tests": [_test(program, shown), _test(program, hidden)],
             "cluster": program.text,
-            "operations": operations,
+            "operations": program.operations,
         }
 
     def rewards(self) -> list[Weighted]:
@@ -129,9 +126,9 @@ def careless_program(point: Point, value: int) -> str:
 
 @functools.cache
 def programs() -> dict[str, Program]:
-    """All functions by their texts, none twice: 8 cores, scales 1 to 4, shifts -9 to 9; not the bare `x` and `y`."""
+    """All functions by their texts, none twice: 8 cores, scales 1 to 9, shifts 0 to 9; not the bare `x` and `y`."""
     distinct: dict[tuple[int, ...], Program] = {}
-    every = (Program(core, scale, shift) for core in _CORES for scale in range(1, 5) for shift in range(-9, 10))
+    every = (Program(core, scale, shift) for core in _CORES for scale in range(1, 10) for shift in range(10))
     for program in every:
         if program.operations:
             distinct.setdefault(tuple(map(program, _POINTS)), program)
