@@ -72,7 +72,7 @@ def evaluated(folder: Path, source: str, *more: str) -> dict:
 def test_the_built_in_model_is_small_and_writes_programs_right_and_careless(tmp_path):
     assert sum(file.stat().st_size for file in ASSET.rglob("*")) < 1_000_000
     result = evaluated(tmp_path, "builtin:programs", "--items", "60")
-    assert 0.15 <= result["score"] <= 0.55
+    assert 0.05 <= result["score"] <= 0.4
     written = [item["generation"] for item in result["generations"]]
     assert all(set(text.split("<|")[0]) <= set(Programs.alphabet or "") for text in written)
 
