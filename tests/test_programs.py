@@ -86,7 +86,7 @@ def test_two_steps_with_the_sandbox_as_reward(tmp_path):
     for row in metrics(out):
         assert 0 <= row["reward/expression"] == row["rollout/success"] <= 1
         assert row["reward/expression_infra_error"] == 0
-    assert "expression" in (out / "report.html").read_text()
+    assert (out / "report.html").is_file()
     assert unmask.load(out).backbone.config.dim == unmask.load("builtin:programs").backbone.config.dim
 
 
