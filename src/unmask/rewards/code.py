@@ -42,7 +42,8 @@ class Code(TextReward):
     """The share of the row's `tests` that the program passes. A text without a program is invalid, and nothing is run.
 
     A program that is no Python, lacks the asked function, runs out of time or memory, or dies, fails tests: that is its
-    own doing, hence `ok`. `infra_error` is only what the sandbox got wrong before it had seen the program.
+    own doing, hence `ok`. `infra_error` is only what the sandbox got wrong before it had seen the program. Of equal
+    programs with equal tests in one call one is run.
 
     Columns of a row: `tests`, a list of Python sources that pass by running to their end; optional `setup`, which runs
     before each test; `entry`, the name of the function under test; and `prelude`, which is put before the program.
@@ -67,8 +68,9 @@ class Code(TextReward):
 
     def __call__(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Score]:
         read = [self._job_or_score(completion, row) for completion, row in zip(completions, rows, strict=True)]
-        results = iter(self.sandbox.run([job for job in read if isinstance(job, CodeJob)]))
-        return [self._score(next(results)) if isinstance(item, CodeJob) else item for item in read]
+        jobs = list(dict.fromkeys(item for item in read if isinstance(item, CodeJob)))  # siblings often write the same
+        results = dict(zip(jobs, self.sandbox.run(jobs), strict=True))
+        return [self._score(results[item]) if isinstance(item, CodeJob) else item for item in read]
 
     def read(self, text: str, row: Row) -> Score:
         return self._score(self.sandbox.run([self.job(text, row)])[0])

@@ -15,6 +15,8 @@ from unmask.tasks.base import Row, World, by_split
 Point = tuple[int, int]
 HIDDEN = 8
 _POINTS: tuple[Point, ...] = tuple((x, y) for x in range(10) for y in range(10))
+_CORNER: tuple[Point, ...] = ((0, 0), (1, 0), (0, 1))  # every core is 0 at the first, and -1, 0 or 1 at the others
+_OTHERS = tuple(point for point in _POINTS if point not in _CORNER)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Program:
         if self.scale > 1:
             text = f"({text})" if text[1:2] in ("+", "-") else text
             text += f"*{self.scale}"
-        return text + (f"{self.shift:+d}" if self.shift else "")
+        return text + (f"+{self.shift}" if self.shift else "")
 
     @property
     def operations(self) -> int:
@@ -56,19 +58,20 @@ _CORES = {
 
 @dataclass(frozen=True)
 class Programs(World):
-    """Write a Python expression of `x` and `y` that explains examples: `3,5>17;0,4>9;9,1>21;6,6>25:` -> `(x+y)*2+1`.
+    """Write a Python expression of `x` and `y` that explains examples: `0,0>1;1,0>3;0,1>3;6,6>25:` -> `(x+y)*2+1`.
 
-    Behind each item is one of the functions `core * scale + shift` (`programs`), with x and y from 0 to 9; the
-    examples rule out all others of them. The answer may be any Python expression. It is run in the sandbox on the
-    examples and on hidden points, and is right if it is right on all; the two outcomes in `details.tests` tell a
-    program that fits the examples only. Splits are by function, which is also the `cluster`, so those of the test set
-    are never seen in training.
+    Behind each item is one of the functions `core * scale + shift` (`programs`), with x and y from 0 to 9. The first
+    three examples are always those at (0, 0), (1, 0) and (0, 1), which tell shift and scale; all examples together rule
+    out all other functions. The answer may be any Python expression. It is run in the sandbox on the examples and on
+    hidden points, and is right if it is right on all; the two outcomes in `details.tests` tell a program that fits the
+    examples only. Splits are by function, which is also the `cluster`, so those of the test set are never seen in
+    training.
 
-    A careless demonstration explains the first example alone, as `x` plus a number (`x+14`). Harder items, which take
+    A careless demonstration explains the first example alone, as `x` plus a number (`x+1`). Harder items, which take
     more operations, are more often answered so (`careless_at_fewest`, `careless_at_most`).
 
     Args:
-        shown: examples in a prompt, 2 to 8.
+        shown: examples in a prompt, 4 to 8.
         sandbox: where programs run.
     """
 
@@ -81,31 +84,31 @@ class Programs(World):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 2 <= self.shown <= 8:
-            raise UserError(f"task programs: shown must be from 2 to 8, not {self.shown}")
+        if not 4 <= self.shown <= 8:
+            raise UserError(f"task programs: shown must be from 4 to 8, not {self.shown}")
         if self.answer_length < 12:
             raise UserError(f"task programs: answer_length must be at least 12, not {self.answer_length}")
 
     def make(self, split: str, rng: random.Random) -> Row:
         names = programs_by_split()[split]
-        operations = rng.randint(1, 3)
         while True:
             program = programs()[names[rng.randrange(len(names))]]
-            if program.operations != operations:
-                continue
-            points = rng.sample(_POINTS, self.shown + HIDDEN)
-            shown, hidden = points[: self.shown], points[self.shown :]
-            if sum(all(other(p) == program(p) for p in shown) for other in programs().values()) == 1:
+            others = rng.sample(_OTHERS, self.shown - len(_CORNER) + HIDDEN)
+            shown, hidden = (*_CORNER, *others[:-HIDDEN]), others[-HIDDEN:]
+            fit = -1
+            for point in shown:
+                fit &= _programs_with()[point, program(point)]
+            if fit.bit_count() == 1:
                 break
         examples = ";".join(f"{x},{y}>{program((x, y))}" for x, y in shown)
-        careless = self.is_careless(split, (operations - 1) / 2, rng)
+        careless = self.is_careless(split, (program.operations - 1) / 2, rng)
         return {
             "prompt": examples + ":",
             "answer": program.text,
             "completion": careless_program(shown[0], program(shown[0])) if careless else program.text,
             "tests": [_test(program, shown), _test(program, hidden)],
             "cluster": program.text,
-            "operations": operations,
+            "operations": program.operations,
         }
 
     def rewards(self) -> list[Weighted]:
@@ -123,9 +126,9 @@ def careless_program(point: Point, value: int) -> str:
 
 @functools.cache
 def programs() -> dict[str, Program]:
-    """All functions by their texts, none twice: 8 cores, scales 1 to 4, shifts -9 to 9; not the bare `x` and `y`."""
+    """All functions by their texts, none twice: 8 cores, scales 1 to 9, shifts 0 to 9; not the bare `x` and `y`."""
     distinct: dict[tuple[int, ...], Program] = {}
-    every = (Program(core, scale, shift) for core in _CORES for scale in range(1, 5) for shift in range(-9, 10))
+    every = (Program(core, scale, shift) for core in _CORES for scale in range(1, 10) for shift in range(10))
     for program in every:
         if program.operations:
             distinct.setdefault(tuple(map(program, _POINTS)), program)
@@ -136,6 +139,17 @@ def programs() -> dict[str, Program]:
 def programs_by_split() -> dict[str, tuple[str, ...]]:
     """The texts of each split."""
     return by_split(tuple(programs()))
+
+
+@functools.cache
+def _programs_with() -> dict[tuple[Point, int], int]:
+    """Per point and value the set of programs that have it there, as the bits of an integer."""
+    found: dict[tuple[Point, int], int] = {}
+    for bit, program in enumerate(programs().values()):
+        for point in _POINTS:
+            key = point, program(point)
+            found[key] = found.get(key, 0) | 1 << bit
+    return found
 
 
 def _test(program: Program, points: Sequence[Point]) -> str:
