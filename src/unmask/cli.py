@@ -224,13 +224,20 @@ def evaluate(words: list[str]) -> None:
 
 
 def serve(words: list[str]) -> None:
+    from argparse import ArgumentError
+
+    from unmask.messages import explain
     from unmask.serve import serve as run
 
     parser = _parser("serve", "Serves rewards over HTTP: `unmask train --reward remote:URL` asks for them.")
     parser.add_argument("--rewards", nargs="+", type=str, required=True, help="names, or FILE.py:FUNCTION")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="any but loopback needs UNMASK_REWARD_TOKEN")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    options = _parse(parser, words)
+    try:  # not by `_parse`: a server needs neither the settings of training nor torch
+        options = parser.parse_args(words)
+    except ArgumentError as error:
+        names = [option.removeprefix("--") for option in parser._option_string_actions]
+        raise UserError(explain(str(error), dict.fromkeys(names))) from error
     run(options.rewards, options.host, options.port)
 
 

@@ -43,16 +43,26 @@ NAMES: dict[str, type[Reward]] = {
 
 
 def by_name(spec: str) -> Reward:
-    """The reward that NAME or FILE.py:FUNCTION stands for, with its defaults.
+    """The reward that NAME, FILE.py:FUNCTION or remote:URL stands for, with its defaults.
 
     Raises:
-        UserError: there is no such name, file or function.
+        UserError: there is no such name, file or function, or the URL is none.
     """
     if spec in NAMES:
         return NAMES[spec]()
+    if spec.startswith("remote:"):
+        return _remote(spec.removeprefix("remote:"))
     path, colon, function = spec.rpartition(":")
     if colon and function and path.endswith(".py"):
         return UserReward(path, function)
     if spec.endswith(".py") or path.endswith(".py"):
         raise UserError(f"reward {spec!r} names no function; write it as FILE.py:FUNCTION")
     raise UserError(f"there is no reward {spec!r}; choose one of {', '.join(NAMES)} or FILE.py:FUNCTION")
+
+
+def _remote(address: str) -> Reward:
+    try:
+        from unmask.rewards.remote import Remote
+    except ImportError as error:
+        raise UserError("remote rewards need more packages: pip install 'unmask[remote]'") from error
+    return Remote.at(address)

@@ -8,6 +8,7 @@ policy would learn from outages. `not_applicable`: this reward has nothing to sa
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -62,6 +63,7 @@ class Reward(ABC):
     """Judges completions. Stateless and order-free: batch = single, reversed = forward, from any thread."""
 
     name: ClassVar[str]
+    any_thread: ClassVar[bool] = True  # False: call it from the thread that everything else runs in
 
     @abstractmethod
     def __call__(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Score]:
@@ -121,7 +123,7 @@ class Judged:
 
 
 def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Sequence[Row]) -> Judged:
-    """Judge completions by a weighted sum of rewards.
+    """Judge completions by a weighted sum of rewards, which are asked at the same time.
 
     A component that is not applicable leaves the sum. A sample is dropped (`keep` false) if any component with non-zero
     weight is an infra error, or if no component with non-zero weight applies to its row. The second of two rewards with
@@ -129,8 +131,7 @@ def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Seque
     """
     components: dict[str, list[Score]] = {}
     total, dropped, applies = [0.0] * len(completions), [False] * len(completions), [False] * len(completions)
-    for weighted in rewards:
-        scores = weighted.reward(completions, rows)
+    for weighted, scores in zip(rewards, _judgements(rewards, completions, rows), strict=True):
         if len(scores) != len(completions):
             raise ValueError(f"{weighted.reward.label} gave {len(scores)} scores for {len(completions)} completions")
         components[_free(weighted.reward.label, components)] = scores
@@ -144,6 +145,20 @@ def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Seque
                 total[i] += weighted.weight * score.value
     keep = [a and not d for a, d in zip(applies, dropped, strict=True)]
     return Judged([t if k else 0.0 for t, k in zip(total, keep, strict=True)], keep, components)
+
+
+def _judgements(rewards: Sequence[Weighted], completions: Sequence[str], rows: Sequence[Row]) -> list[list[Score]]:
+    """What each reward says. If several raise, the error of the first one is raised."""
+    apart = [len(rewards) > 1 and weighted.reward.any_thread for weighted in rewards]
+    with ThreadPoolExecutor(max(1, sum(apart))) as threads:
+        waiting = [
+            threads.submit(weighted.reward, completions, rows) if elsewhere else None
+            for weighted, elsewhere in zip(rewards, apart, strict=True)
+        ]
+        return [
+            weighted.reward(completions, rows) if answer is None else answer.result()
+            for weighted, answer in zip(rewards, waiting, strict=True)
+        ]
 
 
 def _free(label: str, taken: Mapping[str, object]) -> str:

@@ -156,8 +156,8 @@ class RewardApp:
         except UserError as error:
             raise Refusal(422, "row", str(error)) from error
         except Exception as error:
-            cause = type(error.__cause__ or error).__name__
-            message = f"reward {asked.model} failed ({cause}); the server's log says where"
+            cause = error.__cause__ or error
+            message = f"reward {asked.model} failed ({type(cause).__name__}: {cause}); the server's log says where"
             raise Refusal(500, "reward_failed", message) from error
 
     def _openapi(self) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot listen at --host {host} --port {port}: {reason}; choose others") from error
