@@ -227,7 +227,11 @@ def serve(words: list[str]) -> None:
     from argparse import ArgumentError
 
     from unmask.messages import explain
-    from unmask.serve import serve as run
+
+    try:
+        from unmask.serve import serve as run
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving rewards needs the package {error.name!r}: pip install 'unmask[serve]'") from error
 
     parser = _parser("serve", "Serves rewards over HTTP: `unmask train --reward remote:URL` asks for them.")
     parser.add_argument("--rewards", nargs="+", type=str, required=True, help="names, or FILE.py:FUNCTION")

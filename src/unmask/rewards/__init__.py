@@ -63,6 +63,6 @@ def by_name(spec: str) -> Reward:
 def _remote(address: str) -> Reward:
     try:
         from unmask.rewards.remote import Remote
-    except ImportError as error:
-        raise UserError("remote rewards need more packages: pip install 'unmask[remote]'") from error
+    except ModuleNotFoundError as error:
+        raise UserError(f"remote rewards need the package {error.name!r}: pip install 'unmask[remote]'") from error
     return Remote.at(address)

@@ -148,17 +148,14 @@ def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Seque
 
 
 def _judgements(rewards: Sequence[Weighted], completions: Sequence[str], rows: Sequence[Row]) -> list[list[Score]]:
-    """What each reward says. If several raise, the error of the first one is raised."""
-    apart = [len(rewards) > 1 and weighted.reward.any_thread for weighted in rewards]
-    with ThreadPoolExecutor(max(1, sum(apart))) as threads:
-        waiting = [
-            threads.submit(weighted.reward, completions, rows) if elsewhere else None
-            for weighted, elsewhere in zip(rewards, apart, strict=True)
-        ]
-        return [
-            weighted.reward(completions, rows) if answer is None else answer.result()
-            for weighted, answer in zip(rewards, waiting, strict=True)
-        ]
+    """What each reward says. Those that are bound to this thread are asked here, while the others are at work."""
+    alone = len(rewards) == 1
+    here = {i: w.reward for i, w in enumerate(rewards) if alone or not w.reward.any_thread}
+    with ThreadPoolExecutor(len(rewards) or 1) as threads:
+        there = {i: threads.submit(w.reward, completions, rows) for i, w in enumerate(rewards) if i not in here}
+        scores = {i: reward(completions, rows) for i, reward in here.items()}
+        scores |= {i: waiting.result() for i, waiting in there.items()}
+    return [scores[i] for i in range(len(rewards))]
 
 
 def _free(label: str, taken: Mapping[str, object]) -> str:

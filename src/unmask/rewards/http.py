@@ -1,7 +1,6 @@
 """Asking a server from within a training step: bounded in time, tries and size, whatever the server does."""
 
 import asyncio
-import ipaddress
 import logging
 import random
 from collections.abc import Coroutine, Mapping, Sequence
@@ -13,8 +12,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from unmask.errors import UserError
+from unmask.rewards.protocol import is_loopback
 
 T = TypeVar("T")
+_Request = tuple[str, str, bytes | None]  # method, path, body
 
 _PASSING = (429, 502, 503, 504)
 """Answers that another try may change."""
@@ -119,14 +120,12 @@ class Server:
         """The answers to these bodies, in their order, all within `patience.total` seconds."""
         return self._ask_all([("POST", path, body) for body in bodies], headers)
 
-    def _ask_all(
-        self, requests: Sequence[tuple[str, str, bytes | None]], headers: Mapping[str, str]
-    ) -> list[Answer | Unanswered]:
+    def _ask_all(self, requests: Sequence[_Request], headers: Mapping[str, str]) -> list[Answer | Unanswered]:
         async def asked() -> list[Answer | Unanswered]:
             gate = asyncio.Semaphore(self.at_once)
             until = asyncio.get_running_loop().time() + self.patience.total
             async with self._client(headers) as client:
-                return await asyncio.gather(*[self._ask(client, gate, until, *request) for request in requests])
+                return await asyncio.gather(*[self._ask(client, gate, until, request) for request in requests])
 
         return _run(asked())
 
@@ -136,17 +135,11 @@ class Server:
             base_url=self.url,
             headers={"Accept-Encoding": "identity", **headers},
             timeout=httpx.Timeout(patience.read, connect=patience.connect, pool=None),
-            trust_env=not _is_loopback(urlsplit(self.url).hostname or ""),
+            trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
         )
 
     async def _ask(
-        self,
-        client: httpx.AsyncClient,
-        gate: asyncio.Semaphore,
-        until: float,
-        method: str,
-        path: str,
-        body: bytes | None,
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, until: float, request: _Request
     ) -> Answer | Unanswered:
         reason = "it was busy with other requests"
         try:
@@ -154,7 +147,7 @@ class Server:
                 for number in range(self.patience.tries):
                     pause = _CHANCE.uniform(0.5, 1) * 2**number
                     try:
-                        answer, retry_after = await self._once(client, method, path, body)
+                        answer, retry_after = await self._once(client, request)
                     except httpx.TransportError as error:
                         reason = f"{type(error).__name__} {error}".strip()
                     else:
@@ -171,9 +164,9 @@ class Server:
         except _TooLarge:
             return Unanswered(f"{self.url}: an answer of more than {self.most} bytes")
 
-    async def _once(
-        self, client: httpx.AsyncClient, method: str, path: str, body: bytes | None
-    ) -> tuple[Answer, float]:
+    async def _once(self, client: httpx.AsyncClient, request: _Request) -> tuple[Answer, float]:
+        """An answer, and the seconds after which its server wants to be asked again."""
+        method, path, body = request
         headers = {} if body is None else {"Content-Type": "application/json"}
         async with client.stream(method, path, content=body, headers=headers) as reply:
             parts, size = [], 0
@@ -202,10 +195,3 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns; in a thread of its own, for the caller's may have a running loop (a notebook's)."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,15 +4,18 @@
 request is a name of a file or an address, so that there is nothing to fetch.
 """
 
+import ipaddress
 import json
 import math
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from unmask.rewards.text import LONGEST
 
+TOKEN = "UNMASK_REWARD_TOKEN"
+"""Environment variable with the bearer token, on both sides."""
 MOST_BODY = 64 * 2**20
 """Bytes of a request, at most."""
 MOST_ITEMS = 64
@@ -26,6 +29,14 @@ LARGEST_META = 16 * 2**10
 DEEPEST = 8
 
 Picture = Literal["png", "webp"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is meant: no token is needed, no proxy is asked."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _plain(value: JsonValue) -> JsonValue:
@@ -67,26 +78,37 @@ Columns = Annotated[dict[str, JsonValue], AfterValidator(_plain), _of_size(LARGE
 Chat = Annotated[list[dict[str, JsonValue]], AfterValidator(_plain)]
 
 
-class Item(_Message):
-    """One completion to be judged: a text or a picture, with what the reward may know about it.
+class _Item(_Message):
+    prompt: Annotated[str | Chat, _of_size(LONGEST_PROMPT, "characters")] = ""
+    meta: Columns = {}
+
+
+class TextItem(_Item):
+    """A text to be judged.
 
     Args:
         prompt: a text, or a chat: a list of {role, content}.
+        meta: the other columns of the row that was asked about, as far as a reward may know them.
         completion: what a model answered, up to its first end token.
-        image: what a model painted.
-        meta: the other columns of the row that was asked about.
     """
 
-    prompt: Annotated[str | Chat, _of_size(LONGEST_PROMPT, "characters")] = ""
-    completion: Annotated[str, Field(max_length=LONGEST)] | None = None
-    image: EncodedPicture | None = None
-    meta: Columns = {}
+    completion: Annotated[str, Field(max_length=LONGEST)]
 
-    @model_validator(mode="after")
-    def _one_answer(self) -> Self:
-        if (self.completion is None) == (self.image is None):
-            raise ValueError("needs either a completion or an image")
-        return self
+
+class PictureItem(_Item):
+    """A picture to be judged; `prompt` and `meta` as for texts."""
+
+    image: EncodedPicture
+
+
+def _kind(item: Any) -> str:
+    return "picture" if isinstance(item, PictureItem) or (isinstance(item, dict) and "image" in item) else "text"
+
+
+Item = Annotated[
+    Annotated[TextItem, Tag("text")] | Annotated[PictureItem, Tag("picture")],
+    Discriminator(_kind),
+]
 
 
 class ScoreRequest(_Message):

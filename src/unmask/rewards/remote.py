@@ -19,13 +19,16 @@ from unmask.rewards.protocol import (
     MOST_ITEMS,
     MOST_PIXELS,
     MOST_REPLY,
+    TOKEN,
     EncodedPicture,
     ErrorReply,
     Item,
     ItemScore,
+    PictureItem,
     Problem,
     ScoreReply,
     ScoreRequest,
+    TextItem,
 )
 from unmask.rewards.text import END_TOKENS, MASK_TOKENS, Unreadable, visible_text
 from unmask.rewards.user import UserRewardError
@@ -33,8 +36,6 @@ from unmask.rewards.user import UserRewardError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TOKEN = "UNMASK_REWARD_TOKEN"
-"""Environment variable with the bearer token."""
 _NEVER_SENT = ("prompt", "completion")  # columns: the first has a place of its own, the second is an answer to learn
 
 
@@ -126,13 +127,15 @@ class Remote(Reward):
 
     def __call__(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Score]:
         read = [self._item(completion, row) for completion, row in zip(completions, rows, strict=True)]
-        sent = [(item, _pixels(one)) for item, one in zip(read, completions, strict=True) if isinstance(item, Item)]
+        sent = [
+            (item, _pixels(one)) for item, one in zip(read, completions, strict=True) if not isinstance(item, Score)
+        ]
         batches = list(self._batches(sent))
         judged: list[Score] = []
         for batch, answer in zip(batches, self._scores(batches), strict=True):
             judged += [Score.infra_error(answer)] * len(batch) if isinstance(answer, str) else answer
         arrived = iter(judged)
-        scores = [next(arrived) if isinstance(one, Item) else one for one in read]
+        scores = [one if isinstance(one, Score) else next(arrived) for one in read]
         failed = [score for score in scores if score.status == "infra_error"]
         if failed:
             warnings.warn(
@@ -142,22 +145,20 @@ class Remote(Reward):
             )
         return scores
 
-    def _item(self, completion: Any, row: Row) -> "Item | Score":
+    def _item(self, completion: Any, row: Row) -> Item | Score:
         """What is sent, or the score of a text that is not."""
-        answer: dict[str, Any]
-        if isinstance(completion, str):
-            try:
-                answer = {"completion": visible_text(completion, self.end_tokens, self.mask_tokens)}
-                answer["completion"].encode()
-            except Unreadable as error:
-                return Score.invalid(str(error))
-            except UnicodeEncodeError:
-                return Score.invalid("not Unicode text")
-        else:
-            answer = {"image": encoded(completion)}
-        meta = {name: value for name, value in row.items() if name not in _NEVER_SENT}
+        columns: dict[str, Any] = {"prompt": row.get("prompt") or ""}
+        columns["meta"] = {name: value for name, value in row.items() if name not in _NEVER_SENT}
         try:
-            return Item.model_validate({"prompt": row.get("prompt") or "", "meta": meta, **answer})
+            if not isinstance(completion, str):
+                return PictureItem(image=encoded(completion), **columns)
+            text = visible_text(completion, self.end_tokens, self.mask_tokens)
+            text.encode()
+            return TextItem(completion=text, **columns)
+        except Unreadable as error:
+            return Score.invalid(str(error))
+        except UnicodeEncodeError:
+            return Score.invalid("not Unicode text")
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))

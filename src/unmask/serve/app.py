@@ -24,6 +24,7 @@ from unmask.rewards.protocol import (
     Health,
     Item,
     ItemScore,
+    PictureItem,
     Problem,
     ScoreReply,
     ScoreRequest,
@@ -166,6 +167,7 @@ class RewardApp:
             schema = get_openapi(title=self.app.title, version=self.app.version, routes=self.app.routes)
             request = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             schema["components"]["schemas"] |= request.pop("$defs") | {"ScoreRequest": request}
+            request["properties"]["model"]["enum"] = list(self.judges)
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}
             post = schema["paths"]["/v1/score"]["post"]
             post["requestBody"] = {"required": True, "content": content}
@@ -198,7 +200,7 @@ def _completions(items: Sequence[Item]) -> list[Any]:
     contents: list[Any] = []
     pixels = 0
     for item in items:
-        if item.image is None:
+        if not isinstance(item, PictureItem):
             contents.append(item.completion)
             continue
         try:
@@ -213,7 +215,7 @@ def _completions(items: Sequence[Item]) -> list[Any]:
 
 
 def _opened(item: Item, content: Any) -> Any:
-    if item.image is None or isinstance(content, ItemScore):
+    if not isinstance(item, PictureItem) or isinstance(content, ItemScore):
         return content
     try:
         return picture_of(content, item.image.format)

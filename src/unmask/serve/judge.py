@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from unmask.errors import UserError
 from unmask.rewards.base import Reward, Row, Score
 
 MOST_WAITING = 1024
@@ -80,24 +81,26 @@ class Judge:
                 batch.append(self._waiting.get())
             self._answer(batch)
 
-    def _answer(self, batch: list[_Asked]) -> None:
+    def _answer(self, batch: Sequence[_Asked]) -> None:
         """Judges all requests in one call, or, if that fails, one after the other: each fails for its own sake only."""
-        try:
-            scores = self._judge([c for a in batch for c in a.completions], [r for a in batch for r in a.rows])
-        except BaseException as error:  # the thread must live on
-            if len(batch) > 1:
-                for asked in batch:
-                    self._answer([asked])
-                return
-            log.error("reward %s failed", self.name, exc_info=error)
-            batch[0].answer.set_exception(error)
+        scores = self._judge([c for a in batch for c in a.completions], [r for a in batch for r in a.rows])
+        if isinstance(scores, BaseException) and len(batch) > 1:
+            for asked in batch:
+                self._answer([asked])
             return
         for asked in batch:
-            asked.answer.set_result(scores[: len(asked.completions)])
-            del scores[: len(asked.completions)]
+            if isinstance(scores, BaseException):
+                asked.answer.set_exception(scores)
+            else:
+                asked.answer.set_result(scores[: len(asked.completions)])
+                del scores[: len(asked.completions)]
 
-    def _judge(self, completions: list[Any], rows: list[Row]) -> list[Score]:
-        scores = list(self._reward(completions, rows))
-        if len(scores) != len(completions):
-            raise ValueError(f"{self.name} gave {len(scores)} scores for {len(completions)} completions")
+    def _judge(self, completions: list[Any], rows: list[Row]) -> list[Score] | BaseException:
+        try:
+            scores = list(self._reward(completions, rows))
+            if len(scores) != len(completions):
+                raise ValueError(f"{self.name} gave {len(scores)} scores for {len(completions)} completions")
+        except BaseException as error:  # the thread must live on, whatever a reward does
+            log.warning("reward %s: %s", self.name, error, exc_info=None if isinstance(error, UserError) else error)
+            return error
         return scores

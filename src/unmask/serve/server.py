@@ -1,17 +1,18 @@
 """The process of a reward server: which rewards, where it listens, who may ask."""
 
-import ipaddress
 import os
 import socket
 import threading
 from collections.abc import Sequence
 
+import uvicorn
+
 from unmask.errors import UserError
 from unmask.rewards import by_name
 from unmask.rewards.base import Reward
+from unmask.rewards.protocol import TOKEN, is_loopback
+from unmask.serve.app import RewardApp
 
-TOKEN = "UNMASK_REWARD_TOKEN"
-"""Environment variable with the bearer token."""
 _MOST_CONNECTIONS = 256
 _GRACE_SECONDS = 10
 
@@ -28,12 +29,6 @@ def serve(names: Sequence[str], host: str = "127.0.0.1", port: int = 8000) -> No
         UserError: an unknown reward, two of one name, no token, an address that cannot be had, a reward that cannot
             start.
     """
-    try:
-        import uvicorn
-
-        from unmask.serve.app import RewardApp
-    except ImportError as error:
-        raise UserError("the reward server needs more packages: pip install 'unmask[serve]'") from error
     rewards = _rewards(names)
     token = _token(host)
     listening = _listen(host, port)
@@ -83,18 +78,11 @@ def _rewards(names: Sequence[str]) -> dict[str, Reward]:
 
 def _token(host: str) -> str | None:
     token = os.environ.get(TOKEN) or None
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         raise UserError(f"--host {host} can be reached by others: set {TOKEN} to a secret that clients must know")
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise UserError(f"{TOKEN} must be printable ASCII without blanks")
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:
