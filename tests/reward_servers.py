@@ -52,6 +52,11 @@ class Program:
         assert self._process.stdout.readline() == "ready\n"
         self._port = int(self.addresses[0].split(":")[2].partition("/")[0])
 
+    def start_again(self) -> None:
+        """Waits for its end, then starts it."""
+        self._process.wait(60)
+        self.start()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
