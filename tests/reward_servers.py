@@ -16,6 +16,8 @@ import uvicorn
 from unmask.rewards.base import Reward
 from unmask.serve.app import RewardApp
 
+Answering = Callable[[int, bytes], tuple[int, dict[str, str], bytes]]
+
 
 @contextlib.contextmanager
 def serving(*rewards: Reward, token: str | None = None) -> Iterator[str]:
@@ -70,11 +72,18 @@ class Program:
 class Scripted:
     """A server whose answers are scripted: `(number of the request, its body) -> (status, headers, body)`.
 
+    Args:
+        models: status and body of the answer to a GET.
+
     Attributes:
         bodies: of the requests so far.
     """
 
-    def __init__(self, answer: Callable[[int, bytes], tuple[int, dict[str, str], bytes]]):
+    def __init__(
+        self,
+        answer: Callable[[int, bytes], tuple[int, dict[str, str], bytes]],
+        models: tuple[int, bytes] = (200, b"{}"),
+    ):
         self.bodies: list[bytes] = []
         script = self
 
@@ -82,7 +91,7 @@ class Scripted:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                self._send(200, {}, b"{}")
+                self._send(models[0], {}, models[1])
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))

@@ -27,7 +27,7 @@ from unmask.errors import UserError
 from unmask.rewards import PerItem, Reward, Score, ShapesDrawn, SudokuSolved, UserReward
 from unmask.serve.app import RewardApp
 from unmask.serve.images import picture_of, pixels_of
-from unmask.serve.judge import Judge
+from unmask.serve.worker import Worker
 from unmask.tasks import Shapes, Sudoku
 
 JSON = {"Content-Type": "application/json"}
@@ -62,8 +62,8 @@ class Told(PerItem):
 
 def client(*rewards: Reward, token: str | None = None) -> TestClient:
     app = RewardApp({reward.label: reward for reward in rewards}, token)
-    for judge in app.judges.values():
-        judge.started.result(20)
+    for worker in app.workers.values():
+        worker.started.result(20)
     return TestClient(app.app, raise_server_exceptions=False)
 
 
@@ -198,11 +198,11 @@ def test_concurrent_clients_each_get_their_own_scores_from_one_thread():
 
 def test_what_waits_is_judged_together_and_a_bad_request_spoils_no_other():
     reward = Told()
-    judge = Judge(reward)
-    held = judge.submit(["hold"], [{"value": 1}])
+    worker = Worker(reward)
+    held = worker.submit(["hold"], [{"value": 1}])
     until(lambda: reward.calls == [["hold"]])
-    bad = judge.submit(["b", "c"], [{"value": 2}, {"value": 3, "raise": 1}])
-    good = judge.submit(["d"], [{"value": 4}])
+    bad = worker.submit(["b", "c"], [{"value": 2}, {"value": 3, "raise": 1}])
+    good = worker.submit(["d"], [{"value": 4}])
     reward.may_go.set()
     assert [score.value for score in held.result(20) + good.result(20)] == [1, 4]
     with pytest.raises(UserError, match="row 3"):
@@ -252,7 +252,7 @@ def test_a_failure_is_not_remembered(tmp_path):
 
 
 def test_a_full_server_says_when_to_come_back(monkeypatch):
-    monkeypatch.setattr("unmask.serve.judge.MOST_WAITING", 2)
+    monkeypatch.setattr("unmask.serve.worker.MOST_WAITING", 2)
     reward = Told()
     http = client(reward)
     with http, ThreadPoolExecutor(1) as threads:
@@ -277,7 +277,7 @@ def test_loading_is_told_until_it_is_done():
             return self
 
     app = RewardApp({"slow": Slow(), "told": Told()}, None)
-    app.judges["told"].started.result(20)
+    app.workers["told"].started.result(20)
     http = TestClient(app.app)
     answer = http.get("/healthz")
     assert answer.status_code == 503
@@ -285,7 +285,7 @@ def test_loading_is_told_until_it_is_done():
     answer = http.post("/v1/score", json=request("told"))
     assert problem(answer, 503)["type"] == "loading" and answer.headers["retry-after"] == "1"
     may_load.set()
-    app.judges["slow"].started.result(20)
+    app.workers["slow"].started.result(20)
     assert http.get("/healthz").json() == {"ready": True, "models": {"slow": "ready", "told": "ready"}}
     assert http.post("/v1/score", json=request("slow")).status_code == 200
 
@@ -470,7 +470,7 @@ class Anything(PerItem):
 
 
 FUZZED = RewardApp({"anything": Anything()}, "s3cret")
-FUZZED.judges["anything"].started.result(20)
+FUZZED.workers["anything"].started.result(20)
 ALLOWED = schemathesis.Config.from_dict({"generation": {"mode": "positive"}})  # negations it sometimes cannot draw
 DESCRIPTION = schemathesis.openapi.from_asgi("/openapi.json", FUZZED.app, config=ALLOWED)
 

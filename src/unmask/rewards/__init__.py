@@ -43,15 +43,16 @@ NAMES: dict[str, type[Reward]] = {
 
 
 def by_name(spec: str) -> Reward:
-    """The reward that NAME, FILE.py:FUNCTION or remote:URL stands for, with its defaults.
+    """The reward that NAME, FILE.py:FUNCTION, remote:URL or judge:URL stands for, with its defaults.
 
     Raises:
         UserError: there is no such name, file or function, or the URL is none.
     """
     if spec in NAMES:
         return NAMES[spec]()
-    if spec.startswith("remote:"):
-        return _remote(spec.removeprefix("remote:"))
+    kind, colon, address = spec.partition(":")
+    if colon and kind in ("remote", "judge"):
+        return _elsewhere(kind, address)
     path, colon, function = spec.rpartition(":")
     if colon and function and path.endswith(".py"):
         return UserReward(path, function)
@@ -60,9 +61,11 @@ def by_name(spec: str) -> Reward:
     raise UserError(f"there is no reward {spec!r}; choose one of {', '.join(NAMES)} or FILE.py:FUNCTION")
 
 
-def _remote(address: str) -> Reward:
+def _elsewhere(kind: str, address: str) -> Reward:
+    """A reward that is asked over HTTP, and needs more packages for that."""
     try:
+        from unmask.rewards.judge import Judge
         from unmask.rewards.remote import Remote
     except ModuleNotFoundError as error:
-        raise UserError(f"remote rewards need the package {error.name!r}: pip install 'unmask[remote]'") from error
-    return Remote.at(address)
+        raise UserError(f"{kind} rewards need the package {error.name!r}: pip install 'unmask[remote]'") from error
+    return Judge.at(address) if kind == "judge" else Remote.at(address)

@@ -30,7 +30,7 @@ from unmask.rewards.protocol import (
     ScoreRequest,
 )
 from unmask.serve.images import content_of, picture_of, pixels_of
-from unmask.serve.judge import Busy, Judge
+from unmask.serve.worker import Busy, Worker
 
 REMEMBERED = 512
 """Replies that are kept for requests that are sent again."""
@@ -69,7 +69,7 @@ class RewardApp:
     """
 
     def __init__(self, rewards: Mapping[str, Reward], token: str | None):
-        self.judges = {name: Judge(reward) for name, reward in rewards.items()}
+        self.workers = {name: Worker(reward) for name, reward in rewards.items()}
         self._token = None if token is None else token.encode()
         self._readers = ThreadPoolExecutor(_READING_AT_ONCE)
         self._replies: OrderedDict[bytes, asyncio.Task[bytes]] = OrderedDict()
@@ -89,8 +89,8 @@ class RewardApp:
         self.app.openapi = self._openapi
 
     async def _healthz(self) -> Response:
-        ready = all(judge.ready for judge in self.judges.values())
-        states: dict[str, Any] = {name: "ready" if judge.ready else "loading" for name, judge in self.judges.items()}
+        ready = all(worker.ready for worker in self.workers.values())
+        states: dict[str, Any] = {name: "ready" if worker.ready else "loading" for name, worker in self.workers.items()}
         return _json(Health(ready=ready, models=states), 200 if ready else 503)
 
     async def _score(self, request: Request) -> Response:
@@ -111,7 +111,7 @@ class RewardApp:
         given = request.headers.get("authorization", "").encode()
         if self._token is not None and not hmac.compare_digest(given, b"Bearer " + self._token):
             raise Refusal(401, "token", "the bearer token is missing or wrong")
-        if not all(judge.ready for judge in self.judges.values()):
+        if not all(worker.ready for worker in self.workers.values()):
             raise Refusal(503, "loading", "rewards are still loading")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "content_type", "a request must be application/json")
@@ -136,8 +136,8 @@ class RewardApp:
             asked = ScoreRequest.model_validate_json(body)
         except ValidationError as error:
             raise Refusal(400, "schema", _first_of(error)) from error
-        if asked.model not in self.judges:
-            known = ", ".join(self.judges)
+        if asked.model not in self.workers:
+            known = ", ".join(self.workers)
             raise Refusal(404, "unknown_model", f"there is no reward {asked.model!r}; this server has {known}")
         answers = _completions(asked.items)
         broken = [one for one in answers if isinstance(one, ItemScore)]
@@ -150,7 +150,7 @@ class RewardApp:
             return []
         rows: list[Row] = [{**asked.items[place].meta, "prompt": asked.items[place].prompt} for place in places]
         try:
-            waiting = self.judges[asked.model].submit([answers[place] for place in places], rows)
+            waiting = self.workers[asked.model].submit([answers[place] for place in places], rows)
             return await asyncio.wrap_future(waiting)
         except Busy as error:
             raise Refusal(429, "busy", str(error)) from error
@@ -167,7 +167,7 @@ class RewardApp:
             schema = get_openapi(title=self.app.title, version=self.app.version, routes=self.app.routes)
             request = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             schema["components"]["schemas"] |= request.pop("$defs") | {"ScoreRequest": request}
-            request["properties"]["model"]["enum"] = list(self.judges)
+            request["properties"]["model"]["enum"] = list(self.workers)
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}}
             post = schema["paths"]["/v1/score"]["post"]
             post["requestBody"] = {"required": True, "content": content}

@@ -48,8 +48,8 @@ def serve(names: Sequence[str], host: str = "127.0.0.1", port: int = 8000) -> No
     failures: list[BaseException] = []
 
     def watch() -> None:
-        for judge in app.judges.values():
-            error = judge.started.exception()
+        for worker in app.workers.values():
+            error = worker.started.exception()
             if error is not None:
                 failures.append(error)
                 server.should_exit = True

@@ -29,7 +29,7 @@ class _Asked:
     answer: Future[list[Score]] = field(default_factory=Future)
 
 
-class Judge:
+class Worker:
     """Calls one reward from one thread, so that a reward need not be safe for several.
 
     The reward is readied first, as a training run readies its rewards: `for_tokens`.
