@@ -1,7 +1,8 @@
 """A table of mistakes: each is one line on stderr that names the thing, exit code 2, and nothing is written.
 
 A row is the words of a command and what the message must say. In the words, `T` is a tiny training run, `S` one of
-fine-tuning, `M` a tiny model, `D/` the folder of `FILES`, `L/` one of broken copies of a LLaDA checkpoint, `P` the port of a reward server.
+fine-tuning, `M` a tiny model, `D/` the folder of `FILES`, `L/` one of broken copies of a LLaDA checkpoint, `P` the
+port of a reward server.
 """
 
 import json

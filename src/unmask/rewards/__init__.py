@@ -58,7 +58,8 @@ def by_name(spec: str) -> Reward:
         return UserReward(path, function)
     if spec.endswith(".py") or path.endswith(".py"):
         raise UserError(f"reward {spec!r} names no function; write it as FILE.py:FUNCTION")
-    raise UserError(f"there is no reward {spec!r}; choose one of {', '.join(NAMES)} or FILE.py:FUNCTION")
+    known = ", ".join(NAMES)
+    raise UserError(f"there is no reward {spec!r}; choose one of {known}, FILE.py:FUNCTION, remote:URL or judge:URL")
 
 
 def _elsewhere(kind: str, address: str) -> Reward:

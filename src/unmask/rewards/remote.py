@@ -86,7 +86,7 @@ class Remote(Reward):
             UserError: it is none.
         """
         url, _, model = address.rpartition("/")
-        if not model or url.endswith("/"):
+        if not model or not url or url.endswith("/"):
             raise UserError(f"{address!r} is no address of a reward; write it as remote:http://HOST:PORT/NAME")
         return cls(url, model)
 
