@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
 from reward_servers import Program, serving, until
+from unmask.cli import main
 from unmask.errors import UserError
 from unmask.rewards import PerItem, Reward, Score, ShapesDrawn, SudokuSolved, UserReward
 from unmask.serve.app import RewardApp
@@ -520,6 +523,37 @@ def test_one_wrong_part_is_enough_for_400(path, number, value, change):
 
 
 # -- the program
+
+
+def test_a_reward_that_cannot_start_ends_the_server(monkeypatch, capfd):
+    @dataclass(frozen=True)
+    class Unfit(SudokuSolved):
+        def for_tokens(self, end, mask=()):
+            raise UserError("no sandbox can start here")
+
+    monkeypatch.setattr("unmask.serve.server.by_name", lambda name: Unfit())
+    assert main(["serve", "--rewards", "sudoku", "--port", "0"]) == 2
+    assert capfd.readouterr().err == "unmask: no sandbox can start here\n"
+
+
+def test_a_reward_that_exits_does_not_take_the_server_with_it():
+    @dataclass(frozen=True)
+    class Exits(PerItem):
+        name = "exits"
+
+        def judge(self, completion, row):
+            raise SystemExit(completion)
+
+    http = client(Exits())
+    for _ in range(2):
+        error = problem(http.post("/v1/score", json=request("exits", {"completion": "bye"})), 500)
+        assert "SystemExit: bye" in error["message"]
+
+
+def test_a_server_needs_no_torch():
+    code = "import sys, unmask.serve; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
 
 
 def test_the_program_serves_what_it_prints_and_stops_when_told(tmp_path):

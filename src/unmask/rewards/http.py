@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -192,6 +193,17 @@ class Server:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns; in a thread of its own, for the caller's may have a running loop (a notebook's)."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+    """What a coroutine returns.
+
+    It runs in a thread of its own: the caller's may have a running loop (a notebook's), and Ctrl-C must not wait for it.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(asyncio.run(work))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()

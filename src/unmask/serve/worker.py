@@ -72,7 +72,7 @@ class Worker:
         try:
             self._reward = self._reward.for_tokens(())
         except BaseException as error:  # whoever waits for the start must hear of it, whatever it is
-            self.started.set_exception(error)
+            self.started.set_exception(_harmless(error))
             return
         self.started.set_result(None)
         while True:
@@ -84,23 +84,28 @@ class Worker:
     def _answer(self, batch: Sequence[_Asked]) -> None:
         """Judges all requests in one call, or, if that fails, one after the other: each fails for its own sake only."""
         scores = self._judge([c for a in batch for c in a.completions], [r for a in batch for r in a.rows])
-        if isinstance(scores, BaseException) and len(batch) > 1:
+        if isinstance(scores, Exception) and len(batch) > 1:
             for asked in batch:
                 self._answer([asked])
             return
         for asked in batch:
-            if isinstance(scores, BaseException):
+            if isinstance(scores, Exception):
                 asked.answer.set_exception(scores)
             else:
                 asked.answer.set_result(scores[: len(asked.completions)])
                 del scores[: len(asked.completions)]
 
-    def _judge(self, completions: list[Any], rows: list[Row]) -> list[Score] | BaseException:
+    def _judge(self, completions: list[Any], rows: list[Row]) -> list[Score] | Exception:
         try:
             scores = list(self._reward(completions, rows))
             if len(scores) != len(completions):
                 raise ValueError(f"{self.name} gave {len(scores)} scores for {len(completions)} completions")
         except BaseException as error:  # the thread must live on, whatever a reward does
             log.warning("reward %s: %s", self.name, error, exc_info=None if isinstance(error, UserError) else error)
-            return error
+            return _harmless(error)
         return scores
+
+
+def _harmless(error: BaseException) -> Exception:
+    """What a reward raised, in a form that does not end the server: no SystemExit, no KeyboardInterrupt."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
