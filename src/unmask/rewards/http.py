@@ -195,7 +195,7 @@ class Server:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns.
 
-    It runs in a thread of its own: the caller's may have a running loop (a notebook's), and Ctrl-C must not wait for it.
+    It runs in a thread of its own: the caller may have a running loop (a notebook), and Ctrl-C must not wait for it.
     """
     done: Future[T] = Future()
 
