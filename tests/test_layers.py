@@ -11,7 +11,7 @@ ROOT = Path(unmask.__file__).parent
 LAYERS = [
     {"cli", "__main__"},
     {"demo"},
-    {"generate", "doctor", "harness"},
+    {"generate", "doctor", "harness", "serve"},
     {"config"},
     {"rl", "supervised"},
     {"run"},

@@ -1,11 +1,13 @@
 """A table of mistakes: each is one line on stderr that names the thing, exit code 2, and nothing is written.
 
 A row is the words of a command and what the message must say. In the words, `T` is a tiny training run, `S` one of
-fine-tuning, `M` a tiny model, `D/` the folder of `FILES`, `L/` one of broken copies of a LLaDA checkpoint.
+fine-tuning, `M` a tiny model, `D/` the folder of `FILES`, `L/` one of broken copies of a LLaDA checkpoint, `P` the
+port of a reward server.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from reward_servers import serving
 from runs import SETTINGS, words
 from unmask.cli import main
-from unmask.rewards import user
+from unmask.rewards import SudokuSolved, user
 
 LLADA = Path(__file__).parent / "data" / "llada"
 
@@ -160,6 +163,15 @@ MISTAKES = {
         export D/here D/e                           | D/here is no run directory
         export D/here                               | OUT is required
         doctor builtin:nope                         | builtin:nope does not exist; there are: builtin:
+        serve                                       | --rewards is required
+        serve --rewards                             | --rewards needs a value
+        serve --rewards no-such                     | there is no reward 'no-such'; choose one of number
+        serve --rewards sudoku sudoku               | two rewards are called 'sudoku'
+        serve --rewards sudoku --port x             | port: must be a whole number, not 'x'
+        serve --rewards sudoku --port 65536         | --port must be in [0, 65535], not 65536
+        serve --rewards sudoku --port P             | cannot listen at --host 127.0.0.1 --port; in use; choose others
+        serve --rewards sudoku --host 0.0.0.0       | can be reached by others: set UNMASK_REWARD_TOKEN
+        serve --rewards sudoku --prot 1             | unknown option --prot; did you mean --port?
         presets --nope                              | unknown option --nope
         demo --task no-such                         | no demo of task 'no-such'; demos are
         demo --steps x                              | steps: must be a whole number, not 'x'
@@ -300,6 +312,12 @@ MISTAKES = {
         T --reward D/syntax.py:fine                 | D/syntax.py cannot be imported: SyntaxError
         T --reward D/exits.py:fine                  | D/exits.py cannot be imported: SystemExit: bye
         T --reward D/imports.py:fine                | D/imports.py cannot be imported: ModuleNotFoundError
+        T --reward remote:sudoku                    | 'sudoku' is no address of a reward; remote:http://HOST:PORT/NAME
+        T --reward remote:http://127.0.0.1:1/       | is no address of a reward; remote:http://HOST:PORT/NAME
+        T --reward remote:ftp://127.0.0.1/sudoku    | 'ftp://127.0.0.1' is no address of a server
+        T --reward remote:http://127.0.0.1:x/sudoku | 'http://127.0.0.1:x' is no address
+        T --reward remote:http://127.0.0.1:P/nope   | remote reward nope; HTTP 404; this server has sudoku
+        T --reward judge:http://127.0.0.1:1/m       | is no address of a judge; judge:http://HOST:PORT/v1/MODEL
         T --reward                                  | --reward needs a value
         train --config demo-sudoku --out D/o --model M --data D/chatty.jsonl | no reward of its own; --reward
     """,
@@ -379,9 +397,17 @@ def everything(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+@pytest.fixture(scope="module")
+def port():
+    with serving(SudokuSolved()) as url:
+        yield url.rpartition(":")[2]
+
+
 @pytest.mark.parametrize(("topic", "command", "says"), ROWS, ids=[row[1] for row in ROWS])
-def test_a_mistake_is_one_line_that_names_it_and_exits_2(topic, command, says, folder, capfd, monkeypatch):
+def test_a_mistake_is_one_line_that_names_it_and_exits_2(topic, command, says, folder, port, capfd, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("UNMASK_REWARD_TOKEN", raising=False)
+    command = re.sub(r"(?<= |:)P\b", port, command)
     given, before = spelled(command, folder), everything(folder)
     code = main(given)
     message = capfd.readouterr().err.strip()

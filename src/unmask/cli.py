@@ -21,6 +21,7 @@ USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
   unmask sample MODEL --prompt TEXT         answers of a model (--to image --out FILE.png: a picture)
   unmask eval MODEL --task NAME             success on a task, as JSON with every generation
   unmask eval --task NAME --generations F   stored generations (JSON, JSONL) judged again, without a model
+  unmask serve --rewards NAME ...           rewards for trainers elsewhere, over HTTP
   unmask report RUN                         one page about a run
   unmask compare RUN RUN ... --out DIR      table and plot over several runs
   unmask export RUN OUT                     the final model in its family's official format
@@ -233,6 +234,28 @@ def evaluate(words: list[str]) -> None:
     evaluate_model(_parse(parser, words), about_sampler, about_task)
 
 
+def serve(words: list[str]) -> None:
+    from argparse import ArgumentError
+
+    from unmask.messages import explain
+
+    try:
+        from unmask.serve import serve as run
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving rewards needs the package {error.name!r}: pip install 'unmask[serve]'") from error
+
+    parser = _parser("serve", "Serves rewards over HTTP: `unmask train --reward remote:URL` asks for them.")
+    parser.add_argument("--rewards", nargs="+", type=str, required=True, help="names, or FILE.py:FUNCTION")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="any but loopback needs UNMASK_REWARD_TOKEN")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    try:  # not by `_parse`: a server needs neither the settings of training nor torch
+        options = parser.parse_args(words)
+    except ArgumentError as error:
+        names = [option.removeprefix("--") for option in parser._option_string_actions]
+        raise UserError(explain(str(error), dict.fromkeys(names))) from error
+    run(options.rewards, options.host, options.port)
+
+
 def report(words: list[str]) -> None:
     from unmask.report import write_report
 
@@ -302,6 +325,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
     "eval": evaluate,
+    "serve": serve,
     "report": report,
     "compare": compare,
     "export": export,

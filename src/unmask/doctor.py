@@ -16,7 +16,7 @@ from unmask.models.backbone import Backbone
 from unmask.models.lora import ROLES
 from unmask.runtime import fast_bfloat16
 
-_EXTRAS = {"data": "datasets", "trackers": "tensorboard"}
+_EXTRAS = {"data": "datasets", "trackers": "tensorboard", "remote": "httpx", "serve": "fastapi"}
 _GIB = 2**30
 
 

@@ -30,7 +30,7 @@ def open_picture(path: str | Path) -> "Image":
     except OSError as error:
         raise UserError(f"picture {path} cannot be read: {error.strerror or error}") from error
     try:
-        return _decoded(content, FORMATS)
+        return decoded(content, FORMATS)
     except ValueError as error:
         raise UserError(f"{path} is no picture that can be read ({error}); use {', '.join(FORMATS)}") from error
 
@@ -54,7 +54,7 @@ def from_uri(text: str) -> "Image":
         content = base64.b64decode(text[len(_PREFIX) :], validate=True)
     except binascii.Error as error:
         raise ValueError(str(error)) from error
-    return _decoded(content, ("PNG",))
+    return decoded(content, ("PNG",))
 
 
 def is_uri(value: object) -> bool:
@@ -62,7 +62,12 @@ def is_uri(value: object) -> bool:
     return isinstance(value, str) and value.startswith(_PREFIX)
 
 
-def _decoded(content: bytes, formats: tuple[str, ...]) -> "Image":
+def decoded(content: bytes, formats: tuple[str, ...]) -> "Image":
+    """The picture in the bytes of a file, in RGB.
+
+    Raises:
+        ValueError: not one of these formats, broken, or too large.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -283,7 +283,12 @@ def _improve(
     learner, objective, (old, ref) = run.learner, config.objective, known
     weight = torch.stack([view.weight[part] for view in views])
     valid, keep = rollouts.answer.valid[part], rollouts.keep[part]
-    denominator = run.runtime.sum(objective.denominator(weight, valid, keep)).clamp(min=1e-9)
+    denominator = run.runtime.sum(objective.denominator(weight, valid, keep))
+    if not denominator.any():  # every answer is dropped: nothing moves, not even by momentum or weight decay
+        result = {"skipped": 1.0, "rows": 0.0, "learning_rate": learner.learning_rate}
+        learner.update(skip=True)
+        return result
+    denominator = denominator.clamp(min=1e-9)
     rows = torch.arange(len(rollouts), device=run.runtime.device)[part]
     if not objective.needs_reference and not run.runtime.sharded:  # shards need as many forwards in every process
         live = rows[(rollouts.advantage[rows] != 0) & rollouts.keep[rows]]

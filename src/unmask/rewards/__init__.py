@@ -53,13 +53,16 @@ NAMES: dict[str, type[Reward]] = {
 
 
 def by_name(spec: str) -> Reward:
-    """The reward that NAME, NAME(OPTION=VALUE, ...) or FILE.py:FUNCTION stands for.
+    """The reward that NAME, NAME(OPTION=VALUE, ...), FILE.py:FUNCTION, remote:URL or judge:URL stands for.
 
     Raises:
-        UserError: there is no such name, option, file or function.
+        UserError: there is no such name, option, file or function, or the URL is none.
     """
     if spec in NAMES:
         return NAMES[spec]()
+    kind, colon, address = spec.partition(":")
+    if colon and kind in ("remote", "judge"):
+        return _elsewhere(kind, address)
     found = with_options(spec, NAMES)
     if found is not None:
         return found
@@ -68,4 +71,15 @@ def by_name(spec: str) -> Reward:
         return UserReward(path, function)
     if spec.endswith(".py") or path.endswith(".py"):
         raise UserError(f"reward {spec!r} names no function; write it as FILE.py:FUNCTION")
-    raise UserError(f"there is no reward {spec!r}; choose one of {', '.join(NAMES)} or FILE.py:FUNCTION")
+    known = ", ".join(NAMES)
+    raise UserError(f"there is no reward {spec!r}; choose one of {known}, FILE.py:FUNCTION, remote:URL or judge:URL")
+
+
+def _elsewhere(kind: str, address: str) -> Reward:
+    """A reward that is asked over HTTP, and needs more packages for that."""
+    try:
+        from unmask.rewards.judge import Judge
+        from unmask.rewards.remote import Remote
+    except ModuleNotFoundError as error:
+        raise UserError(f"{kind} rewards need the package {error.name!r}: pip install 'unmask[remote]'") from error
+    return Judge.at(address) if kind == "judge" else Remote.at(address)

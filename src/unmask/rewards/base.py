@@ -8,6 +8,7 @@ policy would learn from outages. `not_applicable`: this reward has nothing to sa
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -62,6 +63,7 @@ class Reward(ABC):
     """Judges completions. Stateless and order-free: batch = single, reversed = forward, from any thread."""
 
     name: ClassVar[str]
+    any_thread: ClassVar[bool] = True  # False: call it from the thread that everything else runs in
 
     @abstractmethod
     def __call__(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Score]:
@@ -121,7 +123,7 @@ class Judged:
 
 
 def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Sequence[Row]) -> Judged:
-    """Judge completions by a weighted sum of rewards.
+    """Judge completions by a weighted sum of rewards, which are asked at the same time.
 
     A component that is not applicable leaves the sum. A sample is dropped (`keep` false) if any component with non-zero
     weight is an infra error, or if no component with non-zero weight applies to its row. The second of two rewards with
@@ -129,8 +131,7 @@ def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Seque
     """
     components: dict[str, list[Score]] = {}
     total, dropped, applies = [0.0] * len(completions), [False] * len(completions), [False] * len(completions)
-    for weighted in rewards:
-        scores = weighted.reward(completions, rows)
+    for weighted, scores in zip(rewards, _judgements(rewards, completions, rows), strict=True):
         if len(scores) != len(completions):
             raise ValueError(f"{weighted.reward.label} gave {len(scores)} scores for {len(completions)} completions")
         components[_free(weighted.reward.label, components)] = scores
@@ -144,6 +145,17 @@ def combine(rewards: Sequence[Weighted], completions: Sequence[str], rows: Seque
                 total[i] += weighted.weight * score.value
     keep = [a and not d for a, d in zip(applies, dropped, strict=True)]
     return Judged([t if k else 0.0 for t, k in zip(total, keep, strict=True)], keep, components)
+
+
+def _judgements(rewards: Sequence[Weighted], completions: Sequence[str], rows: Sequence[Row]) -> list[list[Score]]:
+    """What each reward says. Those that are bound to this thread are asked here, while the others are at work."""
+    alone = len(rewards) == 1
+    here = {i: w.reward for i, w in enumerate(rewards) if alone or not w.reward.any_thread}
+    with ThreadPoolExecutor(len(rewards) or 1) as threads:
+        there = {i: threads.submit(w.reward, completions, rows) for i, w in enumerate(rewards) if i not in here}
+        scores = {i: reward(completions, rows) for i, reward in here.items()}
+        scores |= {i: waiting.result() for i, waiting in there.items()}
+    return [scores[i] for i in range(len(rewards))]
 
 
 def _free(label: str, taken: Mapping[str, object]) -> str:

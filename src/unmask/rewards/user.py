@@ -34,6 +34,7 @@ class UserReward(Reward):
     """
 
     name: ClassVar[str] = "user"
+    any_thread: ClassVar[bool] = False  # functions of users set alarms, keep state, or own a device
 
     path: str
     function: str
