@@ -223,7 +223,7 @@ def test_a_qwen_tokenizer_without_its_python_class_is_read(tmp_path):
     assert slow.ids == original.ids
     assert slow.tokenizer.get_vocab() == original.tokenizer.get_vocab()
     prompt = "What is two plus\n two, or 1234?"
-    assert slow.modality.prompt_ids(prompt) == original.modality.prompt_ids(prompt)
+    assert slow.modality.prompt_ids([prompt]) == original.modality.prompt_ids([prompt])
     slow.save(tmp_path / "out")
     assert (tmp_path / "out" / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
 

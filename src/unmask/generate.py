@@ -144,7 +144,7 @@ def _picture_files(options: Namespace, pictures: Image | None) -> list[Path]:
         raise UserError("--trace shows how a text appeared; leave it out for pictures")
     if (options.init is None) != (options.mask is None):
         raise UserError("--init and --mask go together: a picture, and what of it is painted anew (light)")
-    _ = pictures.tokenizer
+    _ = pictures.codes.tokenizer
     out = Path(options.out)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")

@@ -1,10 +1,12 @@
 """Checkpoints in Hugging Face layout, read and written under their official names."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +16,10 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.modalities.base import Modality
+from unmask.modalities.codes import Codes
 from unmask.modalities.image import Image
 from unmask.modalities.layouts import Layout
+from unmask.modalities.reading import PictureReader
 from unmask.modalities.text import Text, encoded
 from unmask.models.backbone import Backbone
 from unmask.models.families import Family, family_of, unfused
@@ -93,23 +97,40 @@ class Model:
         """
         if kind == "image":
             _ = self._pictures
-        return self if kind == self.answers else replace(self, answers=kind)
+        if kind == self.answers:
+            return self
+        _ = self.codes  # which the other one shares
+        other = copy(self)
+        other.answers = kind
+        other.__dict__.pop("modality", None)
+        return other
+
+    @cached_property
+    def codes(self) -> Codes:
+        """Codes of pictures, through the image tokenizer."""
+        return Codes(lambda: self.image_tokenizer)
 
     @cached_property
     def modality(self) -> Modality:
         """How prompts and answers of this model are encoded."""
-        if self.answers == "text":
-            texts = self.images.offset if self.images is not None else self.vocab
-            return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, self._ends, texts)
-        (images, kind), ids = self._pictures, self.ids
-        layout = kind(partial(encoded, self.tokenizer), images.roles, ids.bos, ids.eos, ids.pad)
-        return Image(layout, images.vocab, ids.mask, self.grid, lambda: self.image_tokenizer)
+        if self.answers == "image":
+            images, layout = self._pictures
+            return Image(layout, images.vocab, self.ids.mask, self.grid, self.codes)
+        texts, reader = self.vocab, None
+        if self.images is not None:
+            texts = self.images.offset
+            if self.family.pictures is not None:
+                reader = PictureReader(self._pictures[1], self.images.offset, self._square, self.codes)
+        block = self.backbone.config.block
+        return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, self._ends, texts, reader, block)
 
     @property
-    def _pictures(self) -> tuple[ImageIds, type[Layout]]:
+    def _pictures(self) -> tuple[ImageIds, Layout]:
         if self.images is None or self.family.pictures is None:
             raise UserError(f"{self.source or 'the model'} is of family {self.family.name}, which makes no pictures")
-        return self.images, self.family.pictures
+        ids = self.ids
+        layout = self.family.pictures(partial(encoded, self.tokenizer), self.images.roles, ids.bos, ids.eos, ids.pad)
+        return self.images, layout
 
     @property
     def _ends(self) -> list[int]:
@@ -126,12 +147,19 @@ class Model:
         return said[0], said[1]
 
     @property
+    def _square(self) -> tuple[int, int] | None:
+        """The grid, or the square of as many codes as `config.json` says."""
+        count = self.config.get("num_vq_tokens")
+        side = math.isqrt(count) if type(count) is int and count > 0 else 0
+        return self.grid or ((side, side) if side and side * side == count else None)
+
+    @property
     def slots(self) -> int | None:
         """Answer slots of the model's own pictures; None where it is asked for texts or does not say."""
         if self.answers == "text":
             return None
         count = self.config.get("num_vq_tokens")
-        return self.grid[0] * self.grid[1] if self.grid else count if type(count) is int and count > 0 else None
+        return math.prod(self.grid) if self.grid else count if type(count) is int and count > 0 else None
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer | None:
