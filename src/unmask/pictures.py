@@ -42,7 +42,7 @@ class StoredPicture(ABC):
         """
         return decoded(self.content(), str(self))
 
-    def size(self) -> tuple[int, int]:
+    def extent(self) -> tuple[int, int]:
         """Width and height in pixels; raises as `open`."""
         try:
             return _header(self.content(), FORMATS).size

@@ -47,7 +47,7 @@ class PictureReader:
     def _own(self, picture: StoredPicture) -> tuple[int, int]:
         """Height and width of a picture in codes."""
         factor = self.codes.tokenizer.factor
-        width, height = picture.size()
+        width, height = picture.extent()
         scale = min(1.0, math.sqrt(self.most_codes / (width * height)) * factor) / factor
         rows = min(max(1, int(height * scale)), self.most_codes)
         return rows, min(max(1, int(width * scale)), self.most_codes // rows)

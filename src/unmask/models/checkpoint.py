@@ -21,11 +21,11 @@ from unmask.modalities.image import Image
 from unmask.modalities.layouts import Layout
 from unmask.modalities.reading import PictureReader
 from unmask.modalities.text import Text, encoded
-from unmask.models.backbone import Backbone
+from unmask.models.backbone import Backbone, BackboneConfig
 from unmask.models.families import Family, family_of, unfused
 from unmask.models.image_files import load_image_tokenizer
 from unmask.models.image_tokenizer import ImageTokenizer
-from unmask.models.location import COMPANIONS, CONFIG, IMAGE_TOKENIZER, METADATA, is_local, locate
+from unmask.models.location import COMPANIONS, CONFIG, IMAGE_TOKENIZER, METADATA, locate
 from unmask.models.policy import BackbonePolicy
 from unmask.models.settings import Settings
 from unmask.models.special import ImageIds, SpecialIds, image_ids, special_ids
@@ -41,6 +41,7 @@ from unmask.models.weights import (
     write_weights,
 )
 from unmask.rewards.base import Reward
+from unmask.samplers.base import Sampler
 
 
 @dataclass
@@ -160,6 +161,10 @@ class Model:
             return None
         count = self.config.get("num_vq_tokens")
         return math.prod(self.grid) if self.grid else count if type(count) is int and count > 0 else None
+
+    def sampler(self, slots: int) -> Sampler:
+        """How the family's own code draws what the model is asked for."""
+        return self.family.sampler(slots, self.backbone.config, self.answers)
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer | None:
@@ -288,15 +293,14 @@ def load(
     wanted = None if dtype is None else parse_dtype(dtype)
     folder = locate(source, revision)
     config = read_json(folder / CONFIG)
-    family = family_of(config, str(folder / CONFIG))
-    shape = family.read(Settings(config, str(folder / CONFIG)))
+    about = outline(folder)
+    family, shape, metadata = about.family, about.shape, about.metadata
     tokenizer = _read_tokenizer(folder)
     if len(tokenizer) > shape.vocab:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but config.json only {shape.vocab}")
     generation = folder / "generation_config.json"
     generated = read_json(generation) if generation.is_file() else {}
     ids = special_ids(config, generated, tokenizer, shape.vocab, str(folder))
-    metadata = read_json(folder / METADATA) if (folder / METADATA).is_file() else {}
     images = None
     if family.codes:
         codes = config.get("codebook_size", family.codes)
@@ -343,12 +347,27 @@ def _answers(metadata: Mapping[str, Any], images: ImageIds | None, folder: Path)
     return said
 
 
-def metadata_of(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Content of `unmask.json` of a local or built-in model, without loading it; empty where there is none."""
-    if not is_local(str(source)):
-        return {}
-    notes = locate(source, None) / METADATA
-    return read_json(notes) if notes.is_file() else {}
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model before its tokenizer and weights are read.
+
+    Args:
+        family, shape: from `config.json`.
+        metadata: content of `unmask.json`; empty where there is none.
+    """
+
+    family: Family
+    shape: BackboneConfig
+    metadata: dict[str, Any]
+
+
+def outline(source: str | os.PathLike[str], revision: str | None = None) -> Outline:
+    """The outline of a model; takes and raises what `load` does."""
+    folder = locate(source, revision)
+    config, where = read_json(folder / CONFIG), str(folder / CONFIG)
+    family = family_of(config, where)
+    notes = folder / METADATA
+    return Outline(family, family.read(Settings(config, where)), read_json(notes) if notes.is_file() else {})
 
 
 # -------------------------------------------------------------------------------------------------------------- read
