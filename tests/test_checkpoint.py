@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from unmask.errors import UserError
 from unmask.models import SpecialIds, checkpoint, load, weights
-from unmask.models.checkpoint import metadata_of
+from unmask.models.checkpoint import outline
 from unmask.models.lora import add_lora, merged_state
 from unmask.models.scratch import SPECIAL_TOKENS, new_model, small_tokenizer
 
@@ -130,11 +130,11 @@ def test_only_a_dtype_that_the_config_names_is_changed_in_it(folder, tmp_path):
 
 
 def test_metadata_has_a_file_of_its_own(folder, tmp_path):
-    assert metadata_of(folder) == {}
+    assert outline(folder).metadata == {}
     model = load(folder)
     model.metadata["answer_length"] = 16
     model.save(tmp_path / "out")
-    assert load(tmp_path / "out").metadata == metadata_of(tmp_path / "out") == {"answer_length": 16}
+    assert load(tmp_path / "out").metadata == outline(tmp_path / "out").metadata == {"answer_length": 16}
     assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 

@@ -26,6 +26,7 @@ from unmask.generate import Notes, choose_sampler
 from unmask.models.families import family_of
 from unmask.models.settings import Settings
 from unmask.report import write_report
+from unmask.samplers import TopProb
 from unmask.stored import Partial, finished, read_generations
 from unmask.tasks import GSM8K, Countdown, Prompts, Sudoku, Task
 
@@ -152,8 +153,8 @@ def read_notes(folder: Path, value: Any) -> None:
     (folder / "model" / "unmask.json").write_text(json.dumps(value))
     refuses_politely(lambda: unmask.load(folder / "model"))
     if isinstance(value, dict):
-        notes = Notes(value, "model")
-        for call in (notes.answer_length, lambda: notes.task(Sudoku), lambda: choose_sampler([], notes, 16)):
+        notes = Notes(value, "model", lambda slots, _: TopProb(steps=slots))
+        for call in (notes.answer_length, lambda: notes.task(Sudoku), lambda: choose_sampler([], notes, 16, "text")):
             refuses_politely(call)
     (folder / "model" / "unmask.json").unlink()
 
