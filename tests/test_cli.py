@@ -176,7 +176,9 @@ def usual(source: str):
 
 
 def test_every_family_has_its_own_sampler():
-    own = {name: usual(str(Path(__file__).parent / "data" / name)) for name in ("llada", "mmada", "dimoo", "dream", "sdar")}
+    own = {
+        name: usual(str(Path(__file__).parent / "data" / name)) for name in ("llada", "mmada", "dimoo", "dream", "sdar")
+    }
     llada = LowConfidence(steps=64, temperature=0.0, block=32)
     assert own["llada"](64, "text") == own["mmada"](64, "text") == own["dimoo"](64, "text") == llada
     assert own["dream"](64, "text") == Entropy(steps=64, temperature=0.2, top_p=0.95, counts="dream")

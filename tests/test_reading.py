@@ -163,7 +163,10 @@ class Counting:
 
 def test_codes_of_a_file_are_computed_once_per_content_and_grid(tmp_path):
     tokenizer = Counting()
-    codes, files = Codes(lambda: tokenizer), [PictureFile(Path(noise(tmp_path, f"{i}.png", seed=i % 2))) for i in range(4)]
+    codes, files = (
+        Codes(lambda: tokenizer),
+        [PictureFile(Path(noise(tmp_path, f"{i}.png", seed=i % 2))) for i in range(4)],
+    )
     first = codes(files, (4, 4))
     assert tokenizer.seen == 2 and torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
     assert torch.equal(codes(files[::-1], (4, 4)), first.flip(0)) and tokenizer.seen == 2

@@ -18,8 +18,9 @@ from unmask.types import Canvas
 class Text(Modality):
     """Text answers of a masked language model, to prompts that may hold pictures.
 
-    Rows are `[pad ...] prompt [slot ...] tail`, where only prompts with pictures may have a tail; pads are hidden from attention. Local ids are global ids, and k is the
-    number of rows of the head. The mask id and the rows past the tokenizer are banned; end tokens are candidates.
+    Rows are `[pad ...] prompt [slot ...] tail`, where only prompts with pictures may have a tail; pads are hidden from
+    attention. Local ids are global ids, and k is the number of rows of the head. The mask id and the rows past the
+    tokenizer are banned; end tokens are candidates.
 
     Attributes:
         hide_pads: False lets every token see the pads: only to compare with numbers of code that ignores padding.
@@ -69,7 +70,9 @@ class Text(Modality):
         pictures, layout, rows = iter(self.reader(shown)), self.reader.layout, []
         for chat, sources in split:
             own = [next(pictures) for _ in sources]
-            rows.append((layout.question(own, chat, self._chat_ids), layout.tail) if own else (self._chat_ids(chat), []))
+            rows.append(
+                (layout.question(own, chat, self._chat_ids), layout.tail) if own else (self._chat_ids(chat), [])
+            )
         return rows
 
     def _chat_ids(self, chat: Chat) -> list[int]:

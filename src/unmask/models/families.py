@@ -20,6 +20,9 @@ FUSED = {"qkv": ("q", "k", "v"), "up_gate": ("up", "gate")}
 """Modules of an official checkpoint that hold several of ours, their rows one after the other."""
 
 
+_EMERGE = Ancestral(steps=12, guidance=3.5)
+
+
 def _low_confidence(slots: int, shape: BackboneConfig) -> Sampler:
     """LLaDA's order, greedy, one token per step: in blocks of 32, or of the blocks of a block-causal model (SDAR)."""
     block = math.gcd(slots, shape.block) if shape.block else 32 if slots % 32 == 0 else 0
@@ -61,7 +64,7 @@ class Family:
     codes: int = 0
     stale_head: bool = False
     text_sampler: Callable[[int, BackboneConfig], Sampler] = _low_confidence
-    picture_sampler: Sampler = Ancestral(steps=12, guidance=3.5)
+    picture_sampler: Sampler = _EMERGE
 
     def names(self, shape: BackboneConfig, config: Mapping[str, Any] | None = None) -> dict[str, str]:
         """Official name -> neutral name of every tensor, one to one.

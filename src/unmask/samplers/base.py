@@ -145,8 +145,8 @@ class Sampler(ABC):
         top_p: keep the most likely tokens up to this mass; 1 keeps all.
         guidance: classifier-free guidance w in (1 + w) c - w u; 0 is off.
         block: slots per block of semi-autoregressive decoding (LLaDA): blocks are filled from left to right, each with
-            steps // blocks steps, at least one; 0 is one block. For a block-causal model (SDAR), whose blocks are counted
-            from the start of the prompt, the first block is what is left of the one in which the prompt ends.
+            steps // blocks steps, at least one; 0 is one block. A block-causal model (SDAR) counts its blocks from the
+            start of the prompt: there the first block is what is left of the one in which the prompt ends.
     """
 
     steps: int = 128
