@@ -1,6 +1,7 @@
 """Two steps of LoRA training on every text family, export, and the very same model back."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,46 @@ def test_doctor_describes_every_family(family, capsys):
         words += ["image answers", f"{model.images.offset} to {model.images.offset + 8191}", *model.images.roles]
     for word in words:
         assert word in text
+
+
+def test_doctor_estimates_for_a_length_a_batch_and_a_rank_and_looks_at_the_image_tokenizer(capsys):
+    def told(*more: str) -> str:
+        assert main(["doctor", str(DATA / "mmada"), *more]) == 0
+        return capsys.readouterr().out
+
+    def size(text: str, row: str) -> float:
+        found = re.search(rf"^{row} +about ([\d.]+) MiB", text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    usual, larger = told(), told("--length", "1024", "--batch", "16", "--rank", "128")
+    assert "at 8 x 512 tokens" in usual and "none: pictures are refused" in usual
+    assert "at 16 x 1024 tokens" in larger and size(larger, "inference") > 1.5 * size(usual, "inference")
+    assert size(larger, "LoRA, rank 128") > size(usual, "LoRA, rank 64")
+    assert "Magvit, a code for 16 x 16 pixels" in told("--image_tokenizer", str(DATA / "magvitv2"))
+    assert "LowConfidence: steps 256, temperature 0.0, block 32" in usual
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["llada", "--rank", "0"], "--rank must be at least 1"),
+        (["llada", "--length", "-1"], "--length must be at least 1"),
+        (["llada", "--batch", "0"], "--batch must be at least 1"),
+        (["llada", "--revision", "main"], "revision 'main' is of a hub id"),
+        (["llada", "--image_tokenizer", "magvitv2"], "has no pictures: leave out image_tokenizer"),
+        (["mmada", "--image_tokenizer", "llada"], "_class_name null is not supported"),
+        (["mmada", "--image_tokenizer", "none"], "is not there"),
+    ],
+)
+def test_doctor_refuses_what_it_cannot_use(words, said, capsys):
+    folders = ("llada", "mmada", "magvitv2", "none")
+    words = [str(DATA / word) if word in folders else word for word in words]
+    assert main(["doctor", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_doctor_needs_a_model_for_options_about_one(capsys):
+    assert main(["doctor", "--rank", "4"]) == 2
+    assert "--rank is about a model" in capsys.readouterr().err

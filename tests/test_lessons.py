@@ -74,7 +74,7 @@ def test_the_gradient_is_the_weighted_sum_of_what_each_lesson_gives_alone(tmp_pa
     alone = []
     for lot in lots:
         loss = lot.loss(torch.arange(len(lot.rows)))
-        alone.append((float(loss), torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)))
+        alone.append((loss.item(), torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)))
     pictures, text, about = lots
     assert float(pictures.total) == float(pictures.view.mask.sum())  # mean over masked codes
     assert float(text.total) == 2 * 6 and float(about.total) == 6  # all tokens; answers
@@ -136,6 +136,7 @@ def test_texts_about_pictures_are_learnt_by_looking_at_them(tmp_path, capsys):
         assert capsys.readouterr().out.strip() == colour
 
 
+@pytest.mark.slow
 def test_two_processes_learn_a_mixture_as_one_does(tmp_path):
     mixed(tmp_path)
     words = ["sft", "--config", str(tmp_path / "mixed.yaml"), *MMADA]

@@ -281,10 +281,18 @@ def doctor(words: list[str]) -> None:
 
     parser = _parser("doctor", "What this machine can do, and what a model needs.")
     parser.add_argument("model", nargs="?", type=str | None, default=None, help="directory, hub id or builtin:NAME")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a canvas, for the estimates of memory")
+    parser.add_argument("--batch", type=int, default=8, help="canvases per forward, for the estimates")
+    parser.add_argument("--rank", type=int, default=64, help="of LoRA adapters, for the estimates")
+    parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
+    parser.add_argument("--image_tokenizer", type=str | None, default=None, help="its folder; default: the model's own")
     options = _parse(parser, words)
+    if options.model is None and len(words):
+        raise UserError(f"{words[0]} is about a model: name one")
     report_machine()
-    if options.model:
-        report_model(options.model)
+    if options.model is not None:
+        about = ("length", "batch", "rank", "revision", "image_tokenizer")
+        report_model(options.model, **{name: options[name] for name in about})
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

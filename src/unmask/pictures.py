@@ -136,6 +136,7 @@ def with_pictures(prompt: Any, pictures: Sequence[str]) -> list[dict[str, Any]]:
         A conversation whose `content` may be a list of parts, `{"type": "image", "image": FILE}` and `{"type": "text",
         "text": TEXT}`: plain data, so that records can keep it.
     """
+    chat: list[dict[str, Any]]
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
     turn = next((turn for turn in chat if turn.get("role") == "user"), None)
     if turn is None:

@@ -165,6 +165,7 @@ class Course:
         self.rows, self.local = lesson.task.rows("train"), lesson.batch // world
         self.model = run.model.answering(lesson.task.answers)
         self._own = f" {number}" if number else ""  # draws of the main lesson do not depend on the others
+        self._encode(list(self.rows[:1]))  # what cannot be had is told before anything is written
 
     def lot(self, step: int) -> "Lot":
         """This process's share of a step's batch."""

@@ -320,6 +320,8 @@ def load(
     )
     backbone.load_state_dict(state, assign=True)
     beside = folder / IMAGE_TOKENIZER if image_tokenizer is None else Path(image_tokenizer).expanduser()
+    if image_tokenizer is not None and images is None:
+        raise UserError(f"{folder} is of family {family.name}, which has no pictures: leave out image_tokenizer")
     if image_tokenizer is not None and not beside.is_dir():
         raise UserError(f"{beside} is not there: name the folder of an image tokenizer")
     return Model(

@@ -1,6 +1,7 @@
 """Pictures with captions in tar files, as WebDataset has them: read in place, never extracted."""
 
 import tarfile
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from unmask.errors import UserError
@@ -58,7 +59,7 @@ def _split(name: str) -> tuple[str, str]:
     return str(path.with_name(stem or path.name)), f"{dot}{suffix}".lower()
 
 
-def _new(path: Path, key: str, known: dict[str, object]) -> None:
+def _new(path: Path, key: str, known: Collection[str]) -> None:
     if key in known:
         raise UserError(f"{path}: {key!r:.80} has two pictures or two captions")
 
