@@ -48,7 +48,7 @@ def reinforced(folder, source, *more: str) -> list[str]:
 
 def trained_module(run: Path, source) -> torch.nn.Module:
     """The start model with the adapters of the last checkpoint, in float32 as they were trained."""
-    module = LoRA(rank=2, alpha=4).attach(load(source, dtype="float32").backbone, 0)
+    module = LoRA(rank=2, alpha=4.0).attach(load(source, dtype="float32").backbone, 0)
     adapters = load_file(run / "checkpoints/step-2/trainable.safetensors")
     assert adapters and all(".lora_" in name for name in adapters)
     assert not module.load_state_dict(adapters, strict=False).unexpected_keys
