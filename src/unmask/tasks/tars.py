@@ -2,7 +2,7 @@
 
 import tarfile
 from collections.abc import Collection
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from unmask.errors import UserError
 from unmask.pictures import PictureFile
@@ -54,9 +54,9 @@ def captioned_pictures(path: Path) -> list[Row]:
 
 def _split(name: str) -> tuple[str, str]:
     """The key of a member, and its suffix from the first dot of the last part on."""
-    path = PurePosixPath(name)
-    stem, dot, suffix = path.name.partition(".")
-    return str(path.with_name(stem or path.name)), f"{dot}{suffix}".lower()
+    folder, slash, last = name.rpartition("/")
+    stem, dot, suffix = last.partition(".")
+    return f"{folder}{slash}{stem}", f"{dot}{suffix}".lower()
 
 
 def _new(path: Path, key: str, known: Collection[str]) -> None:
