@@ -63,6 +63,14 @@ def mixed(folder: Path, *more: str) -> SFTConfig:
     return parse(SFTConfig, "sft", ["--config", str(file), *MMADA, "--out", str(folder / "run"), *more])
 
 
+def test_the_example_of_a_mixture_is_mmadas(tmp_path):
+    file = Path(__file__).parents[1] / "examples" / "mmada-mixture.yaml"
+    config = parse(SFTConfig, "sft", ["--config", str(file), "--out", str(tmp_path / "run")])
+    lessons = [(type(one.task).__name__, one.weight, one.loss) for one in (config, *config.also)]
+    about = ("Prompts", 1.0, "per_answer")
+    assert lessons == [("Captioned", 1.0, "per_token"), ("Prompts", 0.1, "per_token"), about]
+
+
 def test_the_gradient_is_the_weighted_sum_of_what_each_lesson_gives_alone(tmp_path):
     """Each with its own normaliser, and whatever the size of the pieces."""
     config = mixed(tmp_path)
