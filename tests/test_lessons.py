@@ -110,7 +110,9 @@ def test_a_mixture_runs_from_the_command_line_resumes_and_keeps_its_codes(tmp_pa
     mixed(tmp_path)
     words = ["sft", "--config", str(tmp_path / "mixed.yaml"), *MMADA, "--code_folder", str(tmp_path / "codes")]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
-    assert len(list((tmp_path / "codes").rglob("*.npy"))) == 4  # one per picture, for captions and questions alike
+    assert (
+        len(list((tmp_path / "codes").rglob("*.safetensors"))) == 4
+    )  # one per picture, for captions and questions alike
     assert main([*words, "--out", str(tmp_path / "half"), "--save_every", "1"]) == 0
     for folder in ("checkpoints/step-2", "model"):
         (tmp_path / "half" / folder).rename(tmp_path / f"gone-{folder[:5]}")
@@ -207,7 +209,7 @@ def test_lessons_that_cannot_be_had_are_one_line_and_exit_code_2(tmp_path, capsy
         ([{"task": captions}], [], "no pictures"),
         ([{"task": asked}], [], "reads no pictures"),
         ([], ["--code_folder", "x"], "no pictures"),
-        ([], ["--image_tokenizer", str(tmp_path / "none")], "is not there"),
+        ([], ["--image_tokenizer", str(tmp_path / "none")], "leave out image_tokenizer"),
     ):
         file.write_text(json.dumps(common | {"also": also}))
         words = ["sft", "--config", str(file), "--model", str(DATA / "llada"), "--out", str(tmp_path / "run"), *more]

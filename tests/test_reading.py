@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import unmask
 from unmask.cli import main
@@ -183,8 +183,8 @@ def test_codes_outlive_the_process_in_a_folder_if_one_is_named(tmp_path):
     first = Codes(Counting)
     first.folder = folder
     x = first([file], (4, 4))
-    kept = list(folder.rglob("*.npy"))
-    assert len(kept) == 1 and not list(folder.rglob("*.tmp"))
+    kept = list(folder.rglob("*.safetensors"))
+    assert len(kept) == 1 and not list(folder.rglob(".*"))
     tokenizer = Counting()
     again = Codes(lambda: tokenizer)
     again.folder = folder
@@ -195,10 +195,10 @@ def test_codes_outlive_the_process_in_a_folder_if_one_is_named(tmp_path):
         fresh.folder = folder
         with pytest.raises(UserError, match="delete it"):
             fresh([file], (4, 4))
-    with kept[0].open("wb") as handle:
-        np.save(handle, np.full((4, 4), 256, np.int32))
-    with pytest.raises(UserError, match="does not hold"):
-        fresh([file], (4, 4))
+    for codes in (torch.full((4, 4), 256), torch.full((4, 4), -1), torch.zeros(4, 5), torch.zeros(4, 4)):
+        save_file({"codes": codes.to(torch.int32) if codes.any() else codes}, kept[0])
+        with pytest.raises(UserError, match="does not hold"):
+            fresh([file], (4, 4))
 
 
 # ----------------------------------------------------------------------------------------------------- command line

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.errors import UserError
@@ -86,7 +88,7 @@ class Codes:
             state = hashlib.sha256()
             for name, tensor in self.tokenizer.state_dict().items():
                 state.update(name.encode())
-                state.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+                state.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
             self._print = state.hexdigest()
         about = f"{self._print} {grid[0]} {grid[1]} ".encode()
         return hashlib.sha256(about + hashlib.sha256(content).digest()).hexdigest()
@@ -98,23 +100,26 @@ class Codes:
         if not file.is_file():
             return None
         try:
-            codes = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            codes = load_file(file)["codes"]
+        except (OSError, KeyError, SafetensorError) as error:
             raise UserError(f"{file} cannot be read ({error}): delete it, it is made again") from error
-        if codes.shape != grid or codes.dtype != np.int32 or codes.min() < 0 or codes.max() >= self.tokenizer.codes:
+        if (
+            codes.shape != grid
+            or codes.dtype != torch.int32
+            or not 0 <= codes.min() <= codes.max() < self.tokenizer.codes
+        ):
             raise UserError(f"{file} does not hold {grid[0]} x {grid[1]} codes: delete it, it is made again")
-        self._remember(key, torch.from_numpy(codes))
-        return torch.from_numpy(codes)
+        self._remember(key, codes)
+        return codes
 
     def _keep(self, key: str, codes: Tensor) -> None:
         self._remember(key, codes)
         if self.folder is not None:
             file = self._file(self.folder, key)
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}.tmp")
-            with partial.open("wb") as handle:
-                np.save(handle, codes.numpy(), allow_pickle=False)
-            os.replace(partial, file)
+            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as partial:
+                save_file({"codes": codes}, Path(partial) / file.name)
+                os.replace(Path(partial) / file.name, file)
 
     def _remember(self, key: str, codes: Tensor) -> None:
         size = codes.numel() * codes.element_size()
@@ -124,4 +129,4 @@ class Codes:
 
     @staticmethod
     def _file(folder: Path, key: str) -> Path:
-        return folder / key[:2] / f"{key}.npy"
+        return folder / key[:2] / f"{key}.safetensors"
