@@ -79,10 +79,14 @@ def test_dimoos_pictures_stand_before_the_last_id_and_the_answer_between_its_mar
     expected = [*said[:-1], *shown, said[-1], role["answer"], *[model.ids.mask] * 5, role["answer_end"]]
     assert canvas.ids.tolist() == [expected] and canvas.attend is None
     assert canvas.slots.tolist() == [[len(expected) - 6 + i for i in range(5)]]
-    assert canvas.blank is not None
-    assert canvas.blank.ids.tolist() == [[model.ids.mask] * (len(expected) - 1) + [role["answer_end"]]]
+    assert canvas.blank is not None and canvas.blank.ids.unique().tolist() == [model.ids.mask]
     two = model.modality.encode([with_pictures("What?", [picture, picture])], 5)
     assert two.ids.tolist()[0].count(role["image"]) == 2
+    pad = model.tokenizer.convert_tokens_to_ids("<|reserved_token_254|>")
+    x, filled = model.modality.encode_answers(["Two."], 8)
+    told = len(model.tokenizer("Two.")["input_ids"])
+    assert x[0, told:].tolist() == [pad] * (8 - told) and filled.sum() == told + 1
+    assert model.modality.visible(x) == ["Two."]
     default = model.tokenizer.decode(two.ids[0, :40])
     assert default.startswith("<system>You are a multimodal model")
 

@@ -89,11 +89,11 @@ class Text(Modality):
         return encoded(self.tokenizer, text)
 
     def encode(self, prompts: Sequence[Prompt], slots: int) -> Canvas:
-        """Rows of the length of the longest prompt + `slots`; `blank` has every prompt token masked (LLaDA)."""
+        """Rows of the length of the longest prompt + `slots`; `blank` has everything masked (LLaDA)."""
         rows = self.prompt_ids(prompts)
         length = max((len(prompt) + len(tail) for prompt, tail in rows), default=0) + slots
         ids = torch.full((len(rows), length), self.mask_id)
-        attend, asked = torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+        attend = torch.ones_like(ids, dtype=torch.bool)
         slot = torch.arange(slots).repeat(len(rows), 1)
         for row, (prompt, tail) in enumerate(rows):
             pads = length - len(prompt) - slots - len(tail)
@@ -101,11 +101,10 @@ class Text(Modality):
             ids[row, :pads], attend[row, :pads] = self.pad_id, False
             ids[row, pads:start] = torch.tensor(prompt, dtype=ids.dtype)
             ids[row, stop:] = torch.tensor(tail, dtype=ids.dtype)
-            asked[row, pads:start] = True
             slot[row] += start
         padded = attend if self.hide_pads and not bool(attend.all()) else None
         block = self._blocks(ids, padded)
-        blank = Canvas(ids.masked_fill(asked, self.mask_id), slot, padded, block=block)
+        blank = Canvas(ids.masked_fill(attend, self.mask_id), slot, padded, block=block)
         return Canvas(ids, slot, padded, block=block, blank=blank)
 
     def _blocks(self, ids: Int[Tensor, "b l"], attend: Bool[Tensor, "b l"] | None) -> Int[Tensor, "b l"] | None:

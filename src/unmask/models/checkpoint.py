@@ -123,7 +123,8 @@ class Model:
             if self.family.pictures is not None:
                 reader = PictureReader(self._pictures[1], self.images.offset, self._square, self.codes)
         block = self.backbone.config.block
-        return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, self._ends, texts, reader, block)
+        pad = self.ids.pad if self._answer_pad is None else self._answer_pad
+        return Text(self.tokenizer, self.vocab, self.ids.mask, pad, self._ends, texts, reader, block)
 
     @property
     def _pictures(self) -> tuple[ImageIds, Layout]:
@@ -135,7 +136,12 @@ class Model:
 
     @property
     def _ends(self) -> list[int]:
-        return [one for one in (self.ids.eos, self.ids.end_of_turn) if one is not None]
+        return [one for one in (self.ids.eos, self.ids.end_of_turn, self._answer_pad) if one is not None]
+
+    @property
+    def _answer_pad(self) -> int | None:
+        token = self.family.answer_pad
+        return None if token is None else self.tokenizer.get_vocab().get(token)
 
     @property
     def grid(self) -> tuple[int, int] | None:

@@ -48,6 +48,7 @@ class Family:
         roles: for models that also read and write images: token of each role, see `ImageIds`.
         pictures: how prompts for pictures are laid out.
         codes: size of the image codebook where `config.json` has no `codebook_size`; 0 for models without images.
+        answer_pad: token that fills up answers behind their end, if it is not the tokenizer's pad; it ends them, too.
         stale_head: the head of a tied model may differ from the embedding and is ignored; otherwise that is an error.
         text_sampler: how the family's own code draws texts, from the number of slots and the shape of the backbone.
         picture_sampler: how pictures are drawn.
@@ -62,6 +63,7 @@ class Family:
     roles: Mapping[str, str] = field(default_factory=dict)
     pictures: type[Layout] | None = None
     codes: int = 0
+    answer_pad: str | None = None
     stale_head: bool = False
     text_sampler: Callable[[int, BackboneConfig], Sampler] = _low_confidence
     picture_sampler: Sampler = _EMERGE
@@ -316,6 +318,7 @@ DIMOO = Family(
     roles=_DIMOO_ROLES,
     pictures=DiMOO,
     codes=8192,
+    answer_pad="<|reserved_token_254|>",
     picture_sampler=MaskGIT(steps=64, guidance=4.0, annealing="none"),
 )
 MMADA = Family(
