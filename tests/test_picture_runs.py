@@ -278,8 +278,9 @@ def test_hostile_and_broken_tars_are_refused_in_one_line(tmp_path):
     for cut in (0, 100, 700, 1400):
         (tmp_path / "x.tar").write_bytes(whole[:cut])
         refused(tmp_path / "x.tar", "x.tar")
-    (tmp_path / "x.tar").write_bytes(gzip.compress(whole))
-    refused(tmp_path / "x.tar", "cannot be read as an uncompressed tar")
+    for name in ("x.tar", "x.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(whole))
+        refused(tmp_path / name, "cannot be read as an uncompressed tar")
     refused(tmp_path / "absent.tar", "No such file")
 
 

@@ -73,7 +73,7 @@ class Captioned(Task):
 
     def _tars(self) -> list[Path]:
         path = self._path()
-        return sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+        return sorted(path.glob("*.tar")) if path.is_dir() else [path] if ".tar" in path.suffixes else []
 
     def _path(self) -> Path:
         if not self.data:
