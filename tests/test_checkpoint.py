@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from unmask.errors import UserError
 from unmask.models import SpecialIds, checkpoint, load, weights
-from unmask.models.checkpoint import metadata_of
+from unmask.models.backbone import Backbone
+from unmask.models.checkpoint import outline
+from unmask.models.location import locate
 from unmask.models.lora import add_lora, merged_state
 from unmask.models.scratch import SPECIAL_TOKENS, new_model, small_tokenizer
 
@@ -130,11 +133,11 @@ def test_only_a_dtype_that_the_config_names_is_changed_in_it(folder, tmp_path):
 
 
 def test_metadata_has_a_file_of_its_own(folder, tmp_path):
-    assert metadata_of(folder) == {}
+    assert outline(folder).metadata == {}
     model = load(folder)
     model.metadata["answer_length"] = 16
     model.save(tmp_path / "out")
-    assert load(tmp_path / "out").metadata == metadata_of(tmp_path / "out") == {"answer_length": 16}
+    assert load(tmp_path / "out").metadata == outline(tmp_path / "out").metadata == {"answer_length": 16}
     assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
@@ -379,6 +382,66 @@ def test_a_hub_id_that_cannot_be_had_is_told_in_one_line(monkeypatch):
     assert "v1" in message
 
 
+def on_the_hub(folder: Path, cache: Path, commit: str) -> None:
+    """Puts a folder where the hub's client keeps `owner/tiny` at `main`, as a download leaves it."""
+    repository = cache / "models--owner--tiny"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path, monkeypatch):
+    """The client itself, offline: shards of any form, the image tokenizer in its subfolder, revisions."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    first, second = "1" * 40, "2" * 40
+    load(DATA / "mmada", image_tokenizer=DATA / "magvitv2").save(tmp_path / "mmada")
+    on_the_hub(tmp_path / "mmada", tmp_path / "hub", first)
+    model = load("owner/tiny")
+    assert model.family.name == "mmada" and model.image_tokenizer is not None
+    assert outline("owner/tiny").family is model.family
+
+    shutil.copytree(DATA / "llada", tmp_path / "llada")
+    torch.save(load_file(tmp_path / "llada/model.safetensors"), tmp_path / "llada/pytorch_model.bin")
+    (tmp_path / "llada/model.safetensors").unlink()
+    on_the_hub(tmp_path / "llada", tmp_path / "hub", second)
+    again = load("owner/tiny")
+    assert again.family.name == "llada"
+    assert torch.equal(again.backbone.emb.weight, load(DATA / "llada").backbone.emb.weight)
+    assert load("owner/tiny", revision=first).family.name == "mmada"
+    assert "revision v9" in error_of("owner/tiny", revision="v9")
+
+
+@pytest.mark.parametrize("stored", ["safetensors", "bin"])
+def test_only_what_a_model_needs_is_asked_of_the_hub(stored, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    remote = ["config.json", "README.md", "photo.png", "tokenizer.json", "vocab.json", "modeling_x.py", "unmask.json"]
+    remote += ["image_tokenizer/config.json", "image_tokenizer/pytorch_model.safetensors", "optimizer.pt"]
+    weights = {
+        "safetensors": ["model-1-of-1.safetensors", "model.safetensors.index.json", "pytorch_model.bin"],
+        "bin": ["pytorch_model-1-of-1.bin", "pytorch_model.bin.index.json", "training_args.bin"],
+    }
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        assert (name, revision) == ("owner/tiny", "v1")
+        for file in filter_repo_objects([*remote, *weights[stored]], allow_patterns=allow_patterns):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+            asked.append(file)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate("owner/tiny", "v1") == tmp_path
+    needless = {"README.md", "photo.png", "optimizer.pt", "training_args.bin"}
+    needless |= {"pytorch_model.bin"} if stored == "safetensors" else set()
+    assert set(asked) == {*remote, *weights[stored]} - needless and len(set(asked)) == len(asked)
+
+
 def test_other_wrong_arguments_are_told(folder):
     assert "builtin:nothing" in error_of("builtin:nothing")
     assert "builtin:../models" in error_of("builtin:../models")
@@ -508,3 +571,11 @@ def test_an_unmerged_state_is_not_saved(folder, tmp_path):
     add_lora(model.backbone, 2, 2.0)
     with pytest.raises(ValueError, match="plain backbone"):
         model.save(tmp_path / "out")
+
+
+def test_a_projection_that_the_blocks_do_not_have_is_named(folder):
+    shape = replace(load(folder).backbone.config, gated=False)
+    with pytest.raises(UserError, match="LoRA target 'gate' matches nothing: the blocks of this model have no gate"):
+        add_lora(Backbone(shape), 2, 2.0, targets=["q", "gate"])
+    whole = add_lora(Backbone(shape), 2, 2.0, targets=["mlp"])
+    assert {name.split(".")[4] for name, p in whole.named_parameters() if p.requires_grad} == {"up", "down"}

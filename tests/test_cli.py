@@ -11,7 +11,8 @@ from unmask.cli import COMMANDS, main
 from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
 from unmask.describe import plain
 from unmask.generate import Notes, choose_sampler
-from unmask.samplers import Entropy, TopProb
+from unmask.models.checkpoint import outline
+from unmask.samplers import Ancestral, Entropy, LowConfidence, MaskGIT, TopProb
 
 
 def test_help_names_every_command(capsys):
@@ -173,10 +174,28 @@ def test_options_of_the_sampler_change_the_models_own_or_llada_s_for_the_slots_a
     for model, length in ((str(tiny_model(tmp_path / "model")), 16), (llada, 20), (llada, 64)):
         words = [*sampler, "--prompt", "1", model] if first else [model, *sampler, "--prompt", "1"]
         assert main(["sample", *words, "--answer_length", str(length)]) == 0
-        notes = Notes({}, model)
-        seen.append(choose_sampler(sampler, notes, length))
+        seen.append(choose_sampler(sampler, Notes({}, model, usual(model)), length, "text"))
     assert [(one.steps, one.block, one.temperature) for one in seen] == [(16, 0, 0.5), (20, 0, 0.5), (64, 32, 0.5)]
-    own = Notes({"sampler": {"class_path": "TopProb", "init_args": {"steps": 4}}}, "model")
-    assert choose_sampler(sampler, own, 64) == TopProb(steps=4, temperature=0.5)
-    assert choose_sampler(["--sampler", "Entropy", *sampler], own, 64) == Entropy(temperature=0.5)
-    assert choose_sampler([], own, 64) == TopProb(steps=4)
+    own = Notes({"sampler": {"class_path": "TopProb", "init_args": {"steps": 4}}}, "model", usual(llada))
+    assert choose_sampler(sampler, own, 64, "text") == TopProb(steps=4, temperature=0.5)
+    assert choose_sampler(["--sampler", "Entropy", *sampler], own, 64, "text") == Entropy(temperature=0.5)
+    assert choose_sampler([], own, 64, "text") == TopProb(steps=4)
+    assert choose_sampler([], own, 64, "image") == Ancestral(steps=12, guidance=3.5)  # it says how it draws texts
+
+
+def usual(source: str):
+    about = outline(source)
+    return lambda slots, answers: about.family.sampler(slots, about.shape, answers)
+
+
+def test_every_family_has_its_own_sampler():
+    own = {
+        name: usual(str(Path(__file__).parent / "data" / name)) for name in ("llada", "mmada", "dimoo", "dream", "sdar")
+    }
+    llada = LowConfidence(steps=64, temperature=0.0, block=32)
+    assert own["llada"](64, "text") == own["mmada"](64, "text") == own["dimoo"](64, "text") == llada
+    assert own["dream"](64, "text") == Entropy(steps=64, temperature=0.2, top_p=0.95, counts="dream")
+    assert own["sdar"](64, "text") == LowConfidence(steps=64, temperature=0.0, block=4)
+    assert own["sdar"](30, "text") == LowConfidence(steps=30, temperature=0.0, block=2)
+    assert own["mmada"](64, "image") == Ancestral(steps=12, guidance=3.5)
+    assert own["dimoo"](64, "image") == MaskGIT(steps=64, guidance=4.0, annealing="none")

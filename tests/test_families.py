@@ -163,7 +163,8 @@ def test_special_ids_are_those_of_the_tokenizer(folder):
     assert model.ids.mask == mask
     assert model.ids.eos == model.ids.pad == named["<|endoftext|>"]
     assert model.ids.end_of_turn == named.get("<|eot_id|>", named.get("<|im_end|>"))
-    assert model.modality.closing == model.ids.end_of_turn
+    fills = folder == "dimoo"  # its answers are closed with what fills them up
+    assert model.modality.closing == (named["<|reserved_token_254|>"] if fills else model.ids.end_of_turn)
     assert bool(model.modality.banned[mask])
     assert bool(model.modality.banned[len(model.tokenizer) :].all())
     assert int(model.modality.banned.sum()) == model.vocab - len(model.tokenizer) + 1
@@ -223,7 +224,7 @@ def test_a_qwen_tokenizer_without_its_python_class_is_read(tmp_path):
     assert slow.ids == original.ids
     assert slow.tokenizer.get_vocab() == original.tokenizer.get_vocab()
     prompt = "What is two plus\n two, or 1234?"
-    assert slow.modality.prompt_ids(prompt) == original.modality.prompt_ids(prompt)
+    assert slow.modality.prompt_ids([prompt]) == original.modality.prompt_ids([prompt])
     slow.save(tmp_path / "out")
     assert (tmp_path / "out" / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
 

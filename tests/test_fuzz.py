@@ -4,10 +4,12 @@ About 1,500 inputs here, more than 10,000 by `make test-slow`.
 """
 
 import copy
+import io
 import json
 import resource
 import shutil
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import unmask
 from runs import SETTINGS
@@ -26,8 +29,9 @@ from unmask.generate import Notes, choose_sampler
 from unmask.models.families import family_of
 from unmask.models.settings import Settings
 from unmask.report import write_report
+from unmask.samplers import TopProb
 from unmask.stored import Partial, finished, read_generations
-from unmask.tasks import GSM8K, Countdown, Prompts, Sudoku, Task
+from unmask.tasks import GSM8K, Captioned, Countdown, Prompts, Sudoku, Task
 
 DATA = Path(__file__).parent / "data"
 FAMILIES = ("llada", "llada_gqa", "dream", "mmada", "dimoo", "sdar")
@@ -152,8 +156,8 @@ def read_notes(folder: Path, value: Any) -> None:
     (folder / "model" / "unmask.json").write_text(json.dumps(value))
     refuses_politely(lambda: unmask.load(folder / "model"))
     if isinstance(value, dict):
-        notes = Notes(value, "model")
-        for call in (notes.answer_length, lambda: notes.task(Sudoku), lambda: choose_sampler([], notes, 16)):
+        notes = Notes(value, "model", lambda slots, _: TopProb(steps=slots))
+        for call in (notes.answer_length, lambda: notes.task(Sudoku), lambda: choose_sampler([], notes, 16, "text")):
             refuses_politely(call)
     (folder / "model" / "unmask.json").unlink()
 
@@ -221,8 +225,42 @@ def lines_of(name: str) -> list[Any]:
     return [json.loads(line) for line in (DATA / name).read_text().splitlines() if line.strip()]
 
 
+QUESTIONS = [
+    {"prompt": "What is it?", "image": "a.png", "completion": "red"},
+    {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "b"}]}]},
+]
+
+
+def tar_bytes() -> bytes:
+    """Two captioned pictures."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for key, colour in (("a", "red"), ("b", "blue")):
+            picture = io.BytesIO()
+            Image.new("RGB", (8, 8), colour).save(picture, "PNG")
+            for name, content in ((f"{key}.png", picture.getvalue()), (f"{key}.txt", colour.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+TAR = tar_bytes()
+
+
+def read_pictures(path: Path) -> None:
+    for row in Captioned(data=str(path), validation_share=0).rows("train"):
+        row["completion"].open()
+
+
 READERS: dict[str, tuple[Callable[[Path, Any], None], Any, int]] = {
     "settings": (read_settings, SETTINGS | METHOD, 100),
+    "lessons": (
+        read_settings,
+        SETTINGS | {"also": [{"task": SETTINGS["task"], "batch": 4, "counts": {"lowest": 0}}]},
+        50,
+    ),
+    "questions": (read_rows, QUESTIONS, 80),
     "prompts": (read_rows, lines_of("prompts.jsonl"), 100),
     "messages": (read_rows, lines_of("messages.jsonl"), 100),
     "gsm8k": (read_rows, lines_of("gsm8k.jsonl"), 100),
@@ -282,6 +320,8 @@ def test_damaged_bytes_are_refused_politely(tmp_path_factory, noise, where, leng
     (folder / "rows.jsonl").write_bytes(damaged((DATA / "prompts.jsonl").read_bytes()))
     (folder / "settings.yaml").write_bytes(damaged(yaml.safe_dump(SETTINGS).encode()))
     (folder / "stored.json").write_bytes(damaged(json.dumps(STORED).encode()))
+    (folder / "pictures.tar").write_bytes(damaged(TAR))
+    refuses_politely(lambda: read_pictures(folder / "pictures.tar"))
     refuses_politely(lambda: Prompts(data=str(folder / "rows.jsonl")).rows("train"))
     refuses_politely(lambda: GSM8K(data=str(folder / "rows.jsonl")).rows("test"))
     refuses_politely(lambda: rescore(read_generations(folder / "stored.json"), Sudoku()))

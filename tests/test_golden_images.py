@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from unmask.modalities import Image
+from unmask.modalities.codes import Codes
 from unmask.modalities.layouts import MMaDA
 from unmask.models import Backbone, BackboneConfig
 from unmask.models.families import LLADA
@@ -137,7 +138,7 @@ def layout() -> MMaDA:
 
 def test_prompts_of_mmada_have_the_recorded_ids():
     mask = ABOUT["reserved"]["<|soi|>"] + 252
-    image = Image(layout(), (mask + 13, mask + 13 + 8192), mask, None, lambda: None)
+    image = Image(layout(), (mask + 13, mask + 13 + 8192), mask, None, Codes(lambda: None))
     image.text_part, image.cut = ABOUT["tok"]["max_text_len_attr"], True
     made = image.encode(ABOUT["texts"], 4)
     expected = torch.tensor(PROMPTS["gen_ids"])
@@ -157,7 +158,7 @@ def test_rows_without_their_prompt_have_the_recorded_ids():
             return torch.tensor(PROMPTS["t2i_drop_u"])[:, None]
 
     mask = ABOUT["reserved"]["<|soi|>"] + 252
-    image = Image(layout(), (mask + 13, mask + 13 + 8192), mask, None, lambda: None)
+    image = Image(layout(), (mask + 13, mask + 13 + 8192), mask, None, Codes(lambda: None))
     image.text_part, image.cut = ABOUT["tok"]["max_text_len_attr"], True
     made = without_prompts(image.encode(ABOUT["texts"], 4), 0.5, Fed())
     expected = torch.tensor(PROMPTS["t2i_drop_ids"])

@@ -1,7 +1,11 @@
 """Pictures from the command line: runs, samples, in-painting, evaluation, the report, and what is refused."""
 
+import gzip
+import io
 import json
 import re
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +210,78 @@ def test_folders_and_lists_of_pictures_give_the_same_rows(tmp_path):
     for split in ("train", "validation"):
         one, two = (Captioned(data=str(path)).rows(split) for path in (folder, folder / "rows.jsonl"))
         assert {row["prompt"] for row in one} == {row["prompt"] for row in two}
-    assert Captioned(data=str(folder)).rows("train")[0]["completion"].size == (32, 32)
+    assert Captioned(data=str(folder)).rows("train")[0]["completion"].open().size == (32, 32)
+
+
+def tar_of(folder: Path, name: str, files: Iterable[tuple[str, bytes]]) -> Path:
+    with tarfile.open(folder / name, "w") as tar:
+        for member, content in files:
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return folder / name
+
+
+def test_tars_of_pictures_give_the_rows_of_the_folder_and_are_read_in_place(tmp_path):
+    (tmp_path / "plain").mkdir()
+    folder, shards = pictures_in(tmp_path / "plain", 20), tmp_path / "shards"
+    shards.mkdir()
+    for part in range(2):
+        files = [
+            (f"deep/{i}{end}", (folder / f"{i}{end}").read_bytes())
+            for i in range(part, 20, 2)
+            for end in (".txt", ".png")
+        ]
+        tar_of(shards, f"{part}.tar", [*files, ("deep/0.meta.json", b"{}")])
+    for split in ("train", "validation"):
+        one, two = (Captioned(data=str(path)).rows(split) for path in (folder, shards))
+        pixels = [{row["prompt"]: np.asarray(row["completion"].open()) for row in rows} for rows in (one, two)]
+        assert pixels[0].keys() == pixels[1].keys()
+        assert all((pixels[0][key] == pixels[1][key]).all() for key in pixels[0])
+    assert sorted(Captioned(data=str(shards)).sources("train")) == ["0.tar", "1.tar"]
+    single = Captioned(data=str(shards / "0.tar"), validation_share=0).rows("train")
+    assert [row["id"] for row in single] == [f"0.tar/deep/{i}" for i in range(0, 20, 2)]
+    assert sorted(path.name for path in shards.iterdir()) == ["0.tar", "1.tar"]
+
+
+def test_hostile_and_broken_tars_are_refused_in_one_line(tmp_path):
+    picture, good = io.BytesIO(), [("a.txt", b"a circle")]
+    Shapes().rows("train")[0]["completion"].save(picture, "PNG")
+    good.append(("a.png", picture.getvalue()))
+
+    def refused(path: Path, said: str) -> None:
+        with pytest.raises(UserError, match=said) as caught:
+            for row in Captioned(data=str(path), validation_share=0).rows("train"):
+                row["completion"].open()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+    outside = tmp_path / "outside.txt"
+    rows = Captioned(data=str(tar_of(tmp_path, "up.tar", [(f"../{n}", c) for n, c in good])), validation_share=0).rows(
+        "train"
+    )
+    assert rows[0]["prompt"] == "a circle" and rows[0]["completion"].open().size == (32, 32)
+    assert not outside.exists()  # names are keys, not places
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        info = tarfile.TarInfo("a.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        with tarfile.open(tmp_path / "link.tar", "w") as tar:
+            tar.addfile(info)
+        refused(tmp_path / "link.tar", "is a link, a device or sparse")
+    refused(tar_of(tmp_path, "x.tar", good[:1]), "has no picture")
+    refused(tar_of(tmp_path, "x.tar", good[1:]), "has no caption")
+    refused(tar_of(tmp_path, "x.tar", [*good, ("a.jpg", b"")]), "two pictures")
+    refused(tar_of(tmp_path, "x.tar", [("a.txt", b"\xff"), good[1]]), "no UTF-8")
+    refused(tar_of(tmp_path, "x.tar", [("a.txt", b" "), good[1]]), "is empty")
+    refused(tar_of(tmp_path, "x.tar", [("a.txt", b"a" * 70_000), good[1]]), "more than 65536")
+    refused(tar_of(tmp_path, "x.tar", [good[0], ("a.png", b"none")]), r"'a.png' is no picture")
+    whole = tar_of(tmp_path, "x.tar", good).read_bytes()
+    for cut in (0, 100, 700, 1400):
+        (tmp_path / "x.tar").write_bytes(whole[:cut])
+        refused(tmp_path / "x.tar", "x.tar")
+    for name in ("x.tar", "x.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(whole))
+        refused(tmp_path / name, "cannot be read as an uncompressed tar")
+    refused(tmp_path / "absent.tar", "No such file")
 
 
 def test_the_preset_of_mmada_fine_tunes_on_a_folder_of_pictures(tmp_path):
@@ -230,7 +305,7 @@ def test_mistakes_in_a_folder_of_pictures_are_named(tmp_path):
     )
     rows = Captioned(data=str(folder / "rows.jsonl"), validation_share=0).rows("train")
     with pytest.raises(UserError, match=r"absent\.png cannot be read"):
-        rows[0]
+        rows[0]["completion"].open()
     (folder / "rows.jsonl").write_text('{"prompt": "a circle", "image": 3}')
     with pytest.raises(UserError, match="row 1: field 'image'"):
         Captioned(data=str(folder / "rows.jsonl")).rows("train")

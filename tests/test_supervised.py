@@ -29,13 +29,13 @@ def config(tmp_path, *more: str) -> SFTConfig:
 def test_mask_ratios_are_uniform_above_their_floor_and_spread_over_the_batch(tmp_path):
     settings = replace(config(tmp_path), batch=64, lowest_ratio=0.1)
     index = torch.arange(64)
-    p = torch.stack([ratios(settings, step, index) for step in range(300)])
+    p = torch.stack([ratios(settings, Random.root(0, "level", step), index) for step in range(300)])
     assert float(p.min()) >= 0.1 and float(p.max()) <= 1
     assert float(p.mean()) == pytest.approx(0.55, abs=0.01)
     assert float((p[:, 0].sort().values - torch.linspace(0.1, 1, 300)).abs().max()) < 0.1  # each row by itself
     gaps = p.sort(dim=1).values.diff(dim=1)
     assert torch.allclose(gaps, torch.full_like(gaps, 0.9 / 64), atol=1e-5)
-    free = ratios(replace(settings, stratified=False), 1, torch.arange(2000))
+    free = ratios(replace(settings, stratified=False), Random.root(0, "level", 1), torch.arange(2000))
     assert float(free.mean()) == pytest.approx(0.55, abs=0.03)
 
 

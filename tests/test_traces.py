@@ -63,6 +63,44 @@ def test_dreams_counts_follow_its_rule():
     assert dream_counts(torch.tensor([5]), 1).tolist() == [[5]]
 
 
+def one_block_after_the_other(model, prompt: list[int], slots: int, per_block: int) -> list[int]:
+    """Greedy SDAR as its paper says (arXiv 2510.06303): blocks are counted from the start of the prompt; the one in
+    which it ends is finished first; a block sees nothing after it. Slow, and without any of our samplers."""
+    size = model.backbone.config.block
+    ids = torch.tensor([[*prompt, *[model.ids.mask] * slots]])
+    start = len(prompt) // size * size
+    while start < ids.shape[1]:
+        stop = start + size
+        for step in range(per_block):
+            count = size // per_block + (step < size % per_block)
+            inside = ids[0, start:stop] == model.ids.mask
+            probability, token = model.backbone.logits(ids[:, :stop])[0, start:stop].softmax(-1).max(-1)
+            best = probability.masked_fill(~inside, -1).topk(min(count, int(inside.sum()))).indices
+            ids[0, start + best] = token[best]
+        start = stop
+    return ids[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def test_sdar_finishes_the_block_in_which_the_prompt_ends_first():
+    """For every remainder of the prompt's length, alone and in one batch with pads."""
+    model = unmask.load(DATA / "sdar")
+    size, per_block, random = model.backbone.config.block, 4, Random.root(0, "trace")
+    prompts = ["a" * n for n in range(1, 2 * size + 1)]
+    ids = [prompt for prompt, _ in model.modality.prompt_ids(prompts)]
+    assert {len(one) % size for one in ids} == set(range(size))
+    slots = 12
+    sampler = LowConfidence(steps=slots // size * per_block, block=size, temperature=0.0)
+    batch = sampler(model.policy(ban=False), model.modality.encode(prompts, slots), random.fold(torch.arange(2 * size)))
+    for row, (prompt, known) in enumerate(zip(prompts, ids, strict=True)):
+        expected = one_block_after_the_other(model, known, slots, per_block)
+        alone = sampler(model.policy(ban=False), model.modality.encode([prompt], slots), random.fold(torch.arange(1)))
+        assert alone.x[0].tolist() == expected == batch.x[row].tolist()
+        blocks = (torch.arange(slots) + len(known) % size) // size
+        for number in range(int(blocks.max())):
+            assert alone.revealed_at[0][blocks == number].max() < alone.revealed_at[0][blocks == number + 1].min()
+
+
 def test_the_text_trace_of_mmada_is_equal_token_for_token():
     reference = load_file(DATA / "mmada" / "reference.safetensors")
     model, prompt = unmask.load(DATA / "mmada", dtype="float32"), reference["mmu_prompt"]

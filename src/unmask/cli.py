@@ -18,7 +18,8 @@ USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
   unmask demo                               see it work: a tiny model learns sudoku, in minutes, on a CPU
   unmask sft --config PRESET --out DIR      supervised fine-tuning
   unmask train --config PRESET --out DIR    reinforcement learning
-  unmask sample MODEL --prompt TEXT         answers of a model (--to image --out FILE.png: a picture)
+  unmask sample MODEL --prompt TEXT         answers of a model (--to image --out FILE.png: a picture;
+                                            --image FILE: the text is about a picture)
   unmask eval MODEL --task NAME             success on a task, as JSON with every generation
   unmask eval --task NAME --generations F   stored generations (JSON, JSONL) judged again, without a model
   unmask serve --rewards NAME ...           rewards for trainers elsewhere, over HTTP
@@ -160,6 +161,7 @@ def sample(words: list[str]) -> None:
     parser = _parser("sample", "Answers of a model to a prompt: texts on stdout, pictures in files.")
     parser.add_argument("model", help="directory, run directory, hub id or builtin:NAME")
     parser.add_argument("--prompt", required=True, type=str, help="the user's text")
+    parser.add_argument("--image", action="append", default=[], type=str, help="a picture that the text is about")
     parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
     parser.add_argument("--answer_length", type=int | None, default=None, help="answer slots, in tokens")
     parser.add_argument("--samples", type=int, default=1, help="answers, one per line")
@@ -313,10 +315,18 @@ def doctor(words: list[str]) -> None:
 
     parser = _parser("doctor", "What this machine can do, and what a model needs.")
     parser.add_argument("model", nargs="?", type=str | None, default=None, help="directory, hub id or builtin:NAME")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a canvas, for the estimates of memory")
+    parser.add_argument("--batch", type=int, default=8, help="canvases per forward, for the estimates")
+    parser.add_argument("--rank", type=int, default=64, help="of LoRA adapters, for the estimates")
+    parser.add_argument("--revision", type=str | None, default=None, help="of a hub id")
+    parser.add_argument("--image_tokenizer", type=str | None, default=None, help="its folder; default: the model's own")
     options = _parse(parser, words)
+    if options.model is None and len(words):
+        raise UserError(f"{words[0]} is about a model: name one")
     report_machine()
-    if options.model:
-        report_model(options.model)
+    if options.model is not None:
+        about = ("length", "batch", "rank", "revision", "image_tokenizer")
+        report_model(options.model, **{name: options[name] for name in about})
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

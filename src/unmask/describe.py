@@ -20,5 +20,7 @@ def plain(component: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             declared = (field.type, *typing.get_args(field.type))
             value = describe(value) if any(map(inspect.isabstract, declared)) else plain(value)
-        values[field.name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            value = [plain(item) if dataclasses.is_dataclass(item) else item for item in value]
+        values[field.name] = value
     return values

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from dataclasses import fields
 from importlib import metadata
 
 import torch
@@ -11,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from unmask.errors import UserError
+from unmask.generate import DEFAULT_LENGTH
 from unmask.models import Model, load
 from unmask.models.backbone import Backbone
 from unmask.models.lora import ROLES
 from unmask.runtime import fast_bfloat16
+from unmask.samplers import Sampler
 
 _EXTRAS = {"data": "datasets", "trackers": "tensorboard", "remote": "httpx", "serve": "fastapi"}
 _GIB = 2**30
@@ -56,17 +60,30 @@ def report_machine() -> None:
     Console().print(table)
 
 
-def report_model(source: str, length: int = 512, batch: int = 8, rank: int = 64) -> None:
+def report_model(
+    source: str,
+    length: int = 512,
+    batch: int = 8,
+    rank: int = 64,
+    revision: str | None = None,
+    image_tokenizer: str | None = None,
+) -> None:
     """Prints family, size, special ids, what the rows of the vocabulary are, and an estimate of memory.
 
     The weights are not read: only their names, shapes and dtypes.
 
     Args:
-        source: see `unmask.load`.
+        source, revision, image_tokenizer: see `unmask.load`.
         length, batch: tokens of a canvas and canvases per forward, for the estimates.
         rank: of LoRA adapters on all projections.
+
+    Raises:
+        UserError: a number below 1; as `unmask.load`.
     """
-    model = load(source, device="meta")
+    for name, value in (("length", length), ("batch", batch), ("rank", rank)):
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
+    model = load(source, device="meta", revision=revision, image_tokenizer=image_tokenizer)
     backbone, ids, shape = model.backbone, model.ids, model.backbone.config
     parameters = sum(p.numel() for p in backbone.parameters())
     table = _table(source)
@@ -79,18 +96,31 @@ def report_model(source: str, length: int = 512, batch: int = 8, rank: int = 64)
     table.add_row("vocabulary", f"{model.vocab:,} rows, tokenizer {len(model.tokenizer):,}")
     shown = {"mask": ids.mask, "eos": ids.eos, "pad": ids.pad, "bos": ids.bos, "end of turn": ids.end_of_turn}
     table.add_row("special ids", ", ".join(f"{name} {number}" for name, number in shown.items()))
-    banned = int(model.modality.banned.sum())
+    banned = int(model.answering("text").modality.banned.sum())
     table.add_row("text answers", f"{model.vocab - banned:,} ids; banned are the mask and all that is no text")
     if model.images is not None:
         start, stop = model.images.vocab
         table.add_row("image answers", f"{model.images.codes:,} ids, {start} to {stop - 1}")
         table.add_row("image roles", ", ".join(f"{role} {number}" for role, number in model.images.roles.items()))
-        table.add_row("image tokenizer", str(model.image_folder or "none: pictures are refused (--image_tokenizer)"))
+        tokenizer = model.image_tokenizer
+        told = "none: pictures are refused (--image_tokenizer)"
+        if tokenizer is not None:
+            told = f"{type(tokenizer).__name__}, a code for {tokenizer.factor} x {tokenizer.factor} pixels"
+        table.add_row("image tokenizer", told)
     template = "from the tokenizer" if model.tokenizer.chat_template else "none: add a chat_template.jinja for prompts"
     table.add_row("chat template", template)
+    table.add_row("family's sampler", f"{_options(model.sampler(DEFAULT_LENGTH))} (for {DEFAULT_LENGTH} slots)")
     for what, size in memory(model, length, batch, rank).items():
         table.add_row(what, f"about {_size(size)} at {batch} x {length} tokens")
     Console().print(table, soft_wrap=True)
+
+
+def _options(sampler: Sampler) -> str:
+    """A sampler with what differs from its class's defaults."""
+    kind = type(sampler)
+    changed = {field.name: getattr(sampler, field.name) for field in fields(sampler)}
+    usual = kind()
+    return f"{kind.__name__}: " + ", ".join(f"{k} {v}" for k, v in changed.items() if v != getattr(usual, k))
 
 
 def _size(size: float) -> str:

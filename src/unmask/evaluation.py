@@ -18,7 +18,6 @@ from unmask.random import Random
 from unmask.rewards.base import Reward, Score, Weighted, combine
 from unmask.runtime import Compute, Runtime
 from unmask.samplers.base import Sampler
-from unmask.samplers.confidence import LowConfidence
 from unmask.stored import Partial, Stored
 from unmask.tasks.base import Row, Task
 from unmask.types import Policy
@@ -248,7 +247,7 @@ def evaluate(
 
     Args:
         items: only the first rows of the split.
-        sampler: default: LLaDA's low-confidence order, one token per step.
+        sampler: default: that of the model's family.
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
         parser: how answers are read; None is the task's own way.
@@ -261,7 +260,7 @@ def evaluate(
         runtime = Runtime(Compute(device="cpu" if model.device.type == "cpu" else "auto"))
         runtime.device = model.device
     model = model.answering(task.answers)
-    sampler = for_samples(sampler or LowConfidence(steps=task.answer_length), samples, model.modality.greedy)
+    sampler = for_samples(sampler or model.sampler(task.answer_length), samples, model.modality.greedy)
     rows = rows_of(task, split, items)
     if progress is not None:
         progress.expect(len(rows) * samples)

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -18,16 +18,16 @@ from unmask.evaluation import MOST_SAMPLES, evaluate, rescore, rows_of
 from unmask.messages import short
 from unmask.modalities import Image
 from unmask.models import Model, load
-from unmask.models.checkpoint import metadata_of
+from unmask.models.checkpoint import outline
 from unmask.picture_folder import PictureFolder
-from unmask.pictures import open_picture
+from unmask.pictures import open_picture, with_pictures
 from unmask.progress import Progress
 from unmask.random import Random
 from unmask.rewards import by_name as reward_by_name
 from unmask.rewards.base import Reward
 from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
-from unmask.samplers import Ancestral, LowConfidence, Sampler
+from unmask.samplers import LowConfidence, Sampler
 from unmask.stored import Partial, finished, read_generations
 from unmask.tasks import Task, by_name
 from unmask.tasks.base import LONGEST
@@ -35,19 +35,31 @@ from unmask.tasks.base import LONGEST
 DEFAULT_LENGTH = 256
 
 
+Kind = Literal["text", "image"]
+
+
 class Notes:
-    """What `unmask.json` says about how a model was trained; UserError names the file where it cannot be used."""
+    """What `unmask.json` says about how a model was trained; UserError names the file where it cannot be used.
 
-    def __init__(self, metadata: dict[str, Any], source: str):
-        self.metadata, self.source = metadata, source
+    Args:
+        metadata: its content.
+        source: its folder, for messages.
+        usual: from slots and what is asked for to the sampler of the model's family.
+    """
 
-    def sampler(self, slots: int, pictures: bool) -> dict[str, Any]:
-        """The model's own sampler as plain data; if it does not say LLaDA's, for `slots` slots, or MaskGRPO's."""
+    def __init__(self, metadata: dict[str, Any], source: str, usual: Callable[[int, Kind], Sampler]):
+        self.metadata, self.source, self.usual = metadata, source, usual
+
+    @property
+    def answers(self) -> Kind:
+        """What the model is asked for, if nothing else is said."""
+        return "image" if self.metadata.get("answers") == "image" else "text"
+
+    def sampler(self, slots: int, answers: Kind) -> dict[str, Any]:
+        """The model's own sampler as plain data, if it was trained on such answers and says it; else its family's."""
         own = self.metadata.get("sampler")
-        if pictures and (own is None or self.metadata.get("answers") != "image"):
-            return describe(Ancestral(steps=12, guidance=3.5))
-        if own is None:
-            return describe(LowConfidence(steps=slots, temperature=0.0, block=32 if slots % 32 == 0 else 0))
+        if own is None or self.answers != answers:
+            return describe(self.usual(slots, answers))
         return describe(self._parsed(Sampler, own, "sampler"))
 
     def answer_length(self) -> int:
@@ -72,23 +84,29 @@ class Notes:
 
 
 def choose_sampler(
-    words: Sequence[str], notes: Notes, slots: int, pictures: bool = False, decoding: Sampler | None = None
+    words: Sequence[str], notes: Notes, slots: int, answers: Kind, decoding: Sampler | None = None
 ) -> Sampler:
     """The sampler that `--sampler CLASS` and `--sampler.OPTION VALUE` name.
 
     Options alone change `decoding`, the sampler of a protocol, or where it fixes none the model's own.
     """
     named = any(word == "--sampler" or word.startswith("--sampler=") for word in words)
-    own = notes.sampler(slots, pictures) if decoding is None else describe(decoding)
+    own = notes.sampler(slots, answers) if decoding is None else describe(decoding)
     start = [] if named else ["--sampler", json.dumps(own)]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--sampler", type=Sampler)
     return instantiate(parser, parsed(parser, {"sampler": Sampler}, [*start, *words])).sampler
 
 
-def _load(options: Namespace, sampler: Sequence[str]) -> tuple[Model, Runtime, Notes]:
+def _load(options: Namespace, sampler: Sequence[str], answers: Kind | None) -> tuple[Model, Runtime, Notes]:
     """Model and runtime; what the sampler's words say is looked at before weights are read."""
-    choose_sampler(sampler, Notes(metadata_of(options.model), options.model), options.answer_length or DEFAULT_LENGTH)
+    about = outline(options.model, options.revision)
+
+    def usual(slots: int, kind: Kind) -> Sampler:
+        return about.family.sampler(slots, about.shape, kind)
+
+    notes = Notes(about.metadata, options.model, usual)
+    choose_sampler(sampler, notes, options.answer_length or DEFAULT_LENGTH, answers or notes.answers)
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed must be in [0, 2^63), not {options.seed}")
     runtime = Runtime(Compute(device=options.device, precision=getattr(options, "precision", "auto")))
@@ -100,7 +118,7 @@ def _load(options: Namespace, sampler: Sequence[str]) -> tuple[Model, Runtime, N
         revision=options.revision,
         image_tokenizer=options.image_tokenizer,
     )
-    return model, runtime, Notes(model.metadata, str(model.source or options.model))
+    return model, runtime, Notes(model.metadata, str(model.source or options.model), usual)
 
 
 @torch.no_grad()
@@ -110,20 +128,22 @@ def generate(options: Namespace, words: Sequence[str]) -> None:
     Args:
         words: those that are about the sampler.
     """
-    model, runtime, notes = _load(options, words)
+    asked = options.to or ("text" if options.image else None)
+    model, runtime, notes = _load(options, words, asked)
     if not 1 <= options.samples <= MOST_SAMPLES:
         raise UserError(f"--samples must be in [1, {MOST_SAMPLES}], not {options.samples}")
-    model = model.answering(options.to or model.answers)
+    model = model.answering(asked or model.answers)
     pictures = model.modality if isinstance(model.modality, Image) else None
     own = model.slots or notes.answer_length()
     slots = own if options.answer_length is None else options.answer_length
     if not 1 <= slots <= LONGEST:
         raise UserError(f"--answer_length must be in [1, {LONGEST}], not {slots}")
-    sampler = choose_sampler(words, notes, slots, pictures is not None)
+    sampler = choose_sampler(words, notes, slots, model.answers)
     files = _picture_files(options, pictures)
     if options.samples > 1 and sampler.temperature == 0:
         raise UserError("--samples needs a temperature: add --sampler.temperature 1")
-    canvas = model.modality.encode([options.prompt] * options.samples, slots).to(runtime.device)
+    prompt = with_pictures(options.prompt, options.image) if options.image else options.prompt
+    canvas = model.modality.encode([prompt] * options.samples, slots).to(runtime.device)
     random = Random.root(options.seed, "sample", device=runtime.device)
     policy = model.policy(autocast=runtime.autocast)
     given = None
@@ -147,13 +167,15 @@ def _picture_files(options: Namespace, pictures: Image | None) -> list[Path]:
         if given:
             raise UserError(f"{', '.join(given)}: for pictures; ask for one with --to image, if the model makes them")
         return []
+    if options.image:
+        raise UserError("--image is part of a prompt that a text answers: leave out --to image, or --image")
     if options.out is None or Path(options.out).suffix.lower() != ".png":
         raise UserError("--out FILE.png is where the picture goes: name one")
     if options.trace:
         raise UserError("--trace shows how a text appeared; leave it out for pictures")
     if (options.init is None) != (options.mask is None):
         raise UserError("--init and --mask go together: a picture, and what of it is painted anew (light)")
-    _ = pictures.tokenizer
+    _ = pictures.codes.tokenizer
     out = Path(options.out)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
@@ -204,10 +226,10 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
         return
     if options.model is None:
         raise UserError("MODEL is required, or --generations FILE to score stored ones")
-    model, runtime, notes = _load(options, words)
+    model, runtime, notes = _load(options, words, kind.answers)
     model = model.answering(kind.answers)
     task = _with_options(_task(options, notes.task(kind)), about_task)
-    sampler = choose_sampler(words, notes, task.answer_length, kind.answers == "image", _decoding(options, task))
+    sampler = choose_sampler(words, notes, task.answer_length, kind.answers, _decoding(options, task))
     rows = rows_of(task, options.split, options["items"])  # `options.items` is a method
     settings = _settings(options, runtime, task, sampler)
     partial = None if out is None else out.with_name(f"{out.name}.partial.jsonl")

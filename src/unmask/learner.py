@@ -78,7 +78,11 @@ class Learner:
     @property
     def policy(self) -> Policy:
         """For gradients: calls go through the wrapper that reduces them over processes."""
-        return self._make(self._wrapped, self.runtime.autocast)
+        return self.speaking(self._make)
+
+    def speaking(self, make: MakePolicy) -> Policy:
+        """As `policy`, through another adapter: the same weights asked for something else."""
+        return make(self._wrapped, self.runtime.autocast)
 
     @property
     def frozen(self) -> Policy:

@@ -70,6 +70,7 @@ class RunConfig:
         out: the run directory.
         model: directory, run directory, hub id or builtin:NAME; null where `scratch` makes one.
         revision: of a hub id.
+        image_tokenizer: its folder; null is the model's own.
         scratch: train a new small model for a built-in world from nothing.
         adapter: train LoRA adapters; null trains all weights.
         optimizer: AdamW and its schedule.
@@ -88,6 +89,7 @@ class RunConfig:
     out: str
     model: str | None = None
     revision: str | None = None
+    image_tokenizer: str | None = None
     scratch: Scratch | None = None
     adapter: LoRA | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -103,6 +105,8 @@ class RunConfig:
     def __post_init__(self):
         if (self.model is None) == (self.scratch is None):
             raise UserError("name a model with --model, or a new one with scratch: exactly one of the two")
+        if self.scratch is not None and self.image_tokenizer is not None:
+            raise UserError("image_tokenizer is for a model that is there; a new one (scratch) has its world's own")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be in [0, 2^63), not {self.seed}")
         if self.steps < 1:
@@ -180,7 +184,7 @@ class Run:
                 raise UserError(f"scratch makes models for built-in worlds; task {task.name} needs --model")
             model = config.scratch.build(task.alphabet, config.seed, task.image_tokenizer, task.answer_length)
         else:
-            model = load(config.model or "", revision=config.revision)
+            model = load(config.model or "", revision=config.revision, image_tokenizer=config.image_tokenizer)
         if self._dtype() != "auto":
             model.backbone.to(getattr(torch, self._dtype()))
         model.backbone.checkpointing = compute.checkpointing
@@ -409,12 +413,14 @@ def order(rows: Sequence[Row], seed: int, positions: Sequence[int]) -> list[int]
     return indices
 
 
+_MOST_CACHED = 8  # permutations
 _cache: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """A pure function of its arguments; the last one is kept, because a step asks for many of its entries."""
+    """A pure function of its arguments; some are kept, because a step asks for many of their entries."""
     if (seed, epoch, n) not in _cache:
-        _cache.clear()
+        if len(_cache) == _MOST_CACHED:
+            _cache.clear()
         _cache[seed, epoch, n] = np.random.default_rng([seed, epoch]).permutation(n)
     return _cache[seed, epoch, n]

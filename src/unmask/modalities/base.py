@@ -10,7 +10,10 @@ from torch import Tensor
 from unmask.types import Canvas
 
 Prompt = str | Sequence[Mapping[str, Any]]
-"""A user's text, or a conversation of `{"role", "content"}` messages."""
+"""A user's text, or a conversation of `{"role", "content"}`; content is a text or a list of parts, pictures among them.
+
+See `unmask.pictures.with_pictures`.
+"""
 
 
 Completion = Any

@@ -1,8 +1,7 @@
 """Pictures: a caption, and a grid of image codes behind it."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.modalities.base import Completion, Modality, Prompt
+from unmask.modalities.codes import Codes
 from unmask.modalities.layouts import SLOT, Layout, left_padded
-from unmask.pictures import to_uri
+from unmask.pictures import StoredPicture, to_uri
 from unmask.types import Canvas
 
 _DECODED_AT_ONCE = 32  # pictures
@@ -35,7 +35,7 @@ class Image(Modality):
         vocab: rows [start, stop) of the head that are image codes.
         mask_id: global id.
         grid: (height, width) in codes; None is a square of as many codes as are asked for.
-        tokenizer: gives the image tokenizer, None where there is none.
+        codes: through the image tokenizer.
     """
 
     greedy = False
@@ -46,25 +46,13 @@ class Image(Modality):
         vocab: tuple[int, int],
         mask_id: int,
         grid: tuple[int, int] | None,
-        tokenizer: Callable[[], Any],
+        codes: Codes,
     ):
-        self.layout, self.vocab, self.mask_id, self.grid, self._tokenizer = layout, vocab, mask_id, grid, tokenizer
+        self.layout, self.vocab, self.mask_id, self.grid, self.codes = layout, vocab, mask_id, grid, codes
         self.banned = torch.zeros(vocab[1] - vocab[0], dtype=torch.bool)
         self.hide_pads, self.cut = True, False
         self.text_part: int | None = None
         self.longest = 257
-
-    @property
-    def tokenizer(self) -> Any:
-        """The image tokenizer.
-
-        Raises:
-            UserError: the model has none.
-        """
-        found = self._tokenizer()
-        if found is None:
-            raise UserError("the model has no image tokenizer, so no pictures: name one with --image_tokenizer")
-        return found
 
     def shape(self, slots: int) -> tuple[int, int]:
         """Height and width of a picture of so many codes, in codes.
@@ -117,14 +105,8 @@ class Image(Modality):
     def encode_answers(
         self, completions: Sequence[Completion], slots: int
     ) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
-        """Codes of pictures, scaled and cut to the size of the grid."""
-        height, width = self.shape(slots)
-        tokenizer, codes = self.tokenizer, []
-        for start in range(0, len(completions), _DECODED_AT_ONCE):
-            part = completions[start : start + _DECODED_AT_ONCE]
-            pixels = tokenizer.from_pictures(part, (width * tokenizer.factor, height * tokenizer.factor))
-            codes.append(tokenizer.encode(pixels).flatten(1).cpu())
-        x = torch.cat(codes)
+        """Codes of pictures (PIL, or stored), scaled and cut to the size of the grid."""
+        x = self.codes(completions, self.shape(slots)).flatten(1)
         return x, torch.ones_like(x, dtype=torch.bool)
 
     def given(self, picture: Completion, mask: Completion, slots: int) -> Int[Tensor, "t"]:
@@ -133,7 +115,7 @@ class Image(Modality):
         Raises:
             UserError: one of them is not of the size of the model's pictures.
         """
-        factor = self.tokenizer.factor
+        factor = self.codes.tokenizer.factor
         height, width = self.shape(slots)
         for name, one in (("picture", picture), ("mask", mask)):
             if one.size != (width * factor, height * factor):
@@ -151,7 +133,7 @@ class Image(Modality):
 
     def decode(self, x: Int[Tensor, "b t"]) -> list[Completion]:
         """PIL pictures."""
-        tokenizer, grid = self.tokenizer, self.shape(x.shape[1])
+        tokenizer, grid = self.codes.tokenizer, self.shape(x.shape[1])
         return [
             picture
             for part in x.split(_DECODED_AT_ONCE)
@@ -163,7 +145,7 @@ class Image(Modality):
 
     def stored(self, completion: Completion) -> str:
         """A PNG as a `data:` URI."""
-        return to_uri(completion)
+        return to_uri(completion.open() if isinstance(completion, StoredPicture) else completion)
 
     def pieces(self, x: Int[Tensor, "t"]) -> list[str]:
         """The codes as numbers."""

@@ -1,10 +1,12 @@
 """Checkpoints in Hugging Face layout, read and written under their official names."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +16,16 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.modalities.base import Modality
+from unmask.modalities.codes import Codes
 from unmask.modalities.image import Image
 from unmask.modalities.layouts import Layout
+from unmask.modalities.reading import PictureReader
 from unmask.modalities.text import Text, encoded
-from unmask.models.backbone import Backbone
+from unmask.models.backbone import Backbone, BackboneConfig
 from unmask.models.families import Family, family_of, unfused
 from unmask.models.image_files import load_image_tokenizer
 from unmask.models.image_tokenizer import ImageTokenizer
-from unmask.models.location import COMPANIONS, CONFIG, IMAGE_TOKENIZER, METADATA, is_local, locate
+from unmask.models.location import COMPANIONS, CONFIG, IMAGE_TOKENIZER, METADATA, locate
 from unmask.models.policy import BackbonePolicy
 from unmask.models.settings import Settings
 from unmask.models.special import ImageIds, SpecialIds, image_ids, special_ids
@@ -37,6 +41,7 @@ from unmask.models.weights import (
     write_weights,
 )
 from unmask.rewards.base import Reward
+from unmask.samplers.base import Sampler
 
 
 @dataclass
@@ -93,27 +98,50 @@ class Model:
         """
         if kind == "image":
             _ = self._pictures
-        return self if kind == self.answers else replace(self, answers=kind)
+        if kind == self.answers:
+            return self
+        _ = self.codes  # which the other one shares
+        other = copy(self)
+        other.answers = kind
+        other.__dict__.pop("modality", None)
+        return other
+
+    @cached_property
+    def codes(self) -> Codes:
+        """Codes of pictures, through the image tokenizer."""
+        return Codes(lambda: self.image_tokenizer)
 
     @cached_property
     def modality(self) -> Modality:
         """How prompts and answers of this model are encoded."""
-        if self.answers == "text":
-            texts = self.images.offset if self.images is not None else self.vocab
-            return Text(self.tokenizer, self.vocab, self.ids.mask, self.ids.pad, self._ends, texts)
-        (images, kind), ids = self._pictures, self.ids
-        layout = kind(partial(encoded, self.tokenizer), images.roles, ids.bos, ids.eos, ids.pad)
-        return Image(layout, images.vocab, ids.mask, self.grid, lambda: self.image_tokenizer)
+        if self.answers == "image":
+            images, layout = self._pictures
+            return Image(layout, images.vocab, self.ids.mask, self.grid, self.codes)
+        texts, reader = self.vocab, None
+        if self.images is not None:
+            texts = self.images.offset
+            if self.family.pictures is not None:
+                reader = PictureReader(self._pictures[1], self.images.offset, self._square, self.codes)
+        block = self.backbone.config.block
+        pad = self.ids.pad if self._answer_pad is None else self._answer_pad
+        return Text(self.tokenizer, self.vocab, self.ids.mask, pad, self._ends, texts, reader, block)
 
     @property
-    def _pictures(self) -> tuple[ImageIds, type[Layout]]:
+    def _pictures(self) -> tuple[ImageIds, Layout]:
         if self.images is None or self.family.pictures is None:
             raise UserError(f"{self.source or 'the model'} is of family {self.family.name}, which makes no pictures")
-        return self.images, self.family.pictures
+        ids = self.ids
+        layout = self.family.pictures(partial(encoded, self.tokenizer), self.images.roles, ids.bos, ids.eos, ids.pad)
+        return self.images, layout
 
     @property
     def _ends(self) -> list[int]:
-        return [one for one in (self.ids.eos, self.ids.end_of_turn) if one is not None]
+        return [one for one in (self.ids.eos, self.ids.end_of_turn, self._answer_pad) if one is not None]
+
+    @property
+    def _answer_pad(self) -> int | None:
+        token = self.family.answer_pad
+        return None if token is None else self.tokenizer.get_vocab().get(token)
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -126,12 +154,23 @@ class Model:
         return said[0], said[1]
 
     @property
+    def _square(self) -> tuple[int, int] | None:
+        """The grid, or the square of as many codes as `config.json` says."""
+        count = self.config.get("num_vq_tokens")
+        side = math.isqrt(count) if type(count) is int and count > 0 else 0
+        return self.grid or ((side, side) if side and side * side == count else None)
+
+    @property
     def slots(self) -> int | None:
         """Answer slots of the model's own pictures; None where it is asked for texts or does not say."""
         if self.answers == "text":
             return None
         count = self.config.get("num_vq_tokens")
-        return self.grid[0] * self.grid[1] if self.grid else count if type(count) is int and count > 0 else None
+        return math.prod(self.grid) if self.grid else count if type(count) is int and count > 0 else None
+
+    def sampler(self, slots: int) -> Sampler:
+        """How the family's own code draws what the model is asked for."""
+        return self.family.sampler(slots, self.backbone.config, self.answers)
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer | None:
@@ -260,15 +299,14 @@ def load(
     wanted = None if dtype is None else parse_dtype(dtype)
     folder = locate(source, revision)
     config = read_json(folder / CONFIG)
-    family = family_of(config, str(folder / CONFIG))
-    shape = family.read(Settings(config, str(folder / CONFIG)))
+    about = outline(folder)
+    family, shape, metadata = about.family, about.shape, about.metadata
     tokenizer = _read_tokenizer(folder)
     if len(tokenizer) > shape.vocab:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but config.json only {shape.vocab}")
     generation = folder / "generation_config.json"
     generated = read_json(generation) if generation.is_file() else {}
     ids = special_ids(config, generated, tokenizer, shape.vocab, str(folder))
-    metadata = read_json(folder / METADATA) if (folder / METADATA).is_file() else {}
     images = None
     if family.codes:
         codes = config.get("codebook_size", family.codes)
@@ -288,6 +326,8 @@ def load(
     )
     backbone.load_state_dict(state, assign=True)
     beside = folder / IMAGE_TOKENIZER if image_tokenizer is None else Path(image_tokenizer).expanduser()
+    if image_tokenizer is not None and images is None:
+        raise UserError(f"{folder} is of family {family.name}, which has no pictures: leave out image_tokenizer")
     if image_tokenizer is not None and not beside.is_dir():
         raise UserError(f"{beside} is not there: name the folder of an image tokenizer")
     return Model(
@@ -315,12 +355,27 @@ def _answers(metadata: Mapping[str, Any], images: ImageIds | None, folder: Path)
     return said
 
 
-def metadata_of(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Content of `unmask.json` of a local or built-in model, without loading it; empty where there is none."""
-    if not is_local(str(source)):
-        return {}
-    notes = locate(source, None) / METADATA
-    return read_json(notes) if notes.is_file() else {}
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model before its tokenizer and weights are read.
+
+    Args:
+        family, shape: from `config.json`.
+        metadata: content of `unmask.json`; empty where there is none.
+    """
+
+    family: Family
+    shape: BackboneConfig
+    metadata: dict[str, Any]
+
+
+def outline(source: str | os.PathLike[str], revision: str | None = None) -> Outline:
+    """The outline of a model; takes and raises what `load` does."""
+    folder = locate(source, revision)
+    config, where = read_json(folder / CONFIG), str(folder / CONFIG)
+    family = family_of(config, where)
+    notes = folder / METADATA
+    return Outline(family, family.read(Settings(config, where)), read_json(notes) if notes.is_file() else {})
 
 
 # -------------------------------------------------------------------------------------------------------------- read

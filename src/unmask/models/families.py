@@ -5,17 +5,34 @@ refused: a missing key is never filled with a default of the original class (tho
 written here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from unmask.errors import UserError
 from unmask.modalities.layouts import DiMOO, Layout, MMaDA
 from unmask.models.backbone import BackboneConfig
 from unmask.models.settings import MOST_LAYERS, Settings, as_json
+from unmask.samplers import Ancestral, Entropy, LowConfidence, MaskGIT, Sampler
 
 FUSED = {"qkv": ("q", "k", "v"), "up_gate": ("up", "gate")}
 """Modules of an official checkpoint that hold several of ours, their rows one after the other."""
+
+
+_EMERGE = Ancestral(steps=12, guidance=3.5)
+
+
+def _low_confidence(slots: int, shape: BackboneConfig) -> Sampler:
+    """LLaDA's order, greedy, one token per step: in blocks of 32, or of the blocks of a block-causal model (SDAR)."""
+    block = math.gcd(slots, shape.block) if shape.block else 32 if slots % 32 == 0 else 0
+    return LowConfidence(steps=slots, temperature=0.0, block=block)
+
+
+def _entropy(slots: int, shape: BackboneConfig) -> Sampler:
+    """Dream's, with the settings of its model card."""
+    del shape
+    return Entropy(steps=slots, temperature=0.2, top_p=0.95, counts="dream")
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,10 @@ class Family:
         roles: for models that also read and write images: token of each role, see `ImageIds`.
         pictures: how prompts for pictures are laid out.
         codes: size of the image codebook where `config.json` has no `codebook_size`; 0 for models without images.
+        answer_pad: token that fills up answers behind their end, if it is not the tokenizer's pad; it ends them, too.
         stale_head: the head of a tied model may differ from the embedding and is ignored; otherwise that is an error.
+        text_sampler: how the family's own code draws texts, from the number of slots and the shape of the backbone.
+        picture_sampler: how pictures are drawn.
     """
 
     name: str
@@ -43,7 +63,10 @@ class Family:
     roles: Mapping[str, str] = field(default_factory=dict)
     pictures: type[Layout] | None = None
     codes: int = 0
+    answer_pad: str | None = None
     stale_head: bool = False
+    text_sampler: Callable[[int, BackboneConfig], Sampler] = _low_confidence
+    picture_sampler: Sampler = _EMERGE
 
     def names(self, shape: BackboneConfig, config: Mapping[str, Any] | None = None) -> dict[str, str]:
         """Official name -> neutral name of every tensor, one to one.
@@ -52,6 +75,10 @@ class Family:
         `config.json` the names are those of the family's usual blocks.
         """
         return self.layout(shape, config or {})
+
+    def sampler(self, slots: int, shape: BackboneConfig, answers: Literal["text", "image"]) -> Sampler:
+        """How texts or pictures of so many slots are drawn, where nothing else is said."""
+        return self.picture_sampler if answers == "image" else self.text_sampler(slots, shape)
 
     def spare(self, shape: BackboneConfig) -> dict[str, str]:
         """Tensors that a file may hold in addition, and which repeat another one: the head of a tied model."""
@@ -291,6 +318,8 @@ DIMOO = Family(
     roles=_DIMOO_ROLES,
     pictures=DiMOO,
     codes=8192,
+    answer_pad="<|reserved_token_254|>",
+    picture_sampler=MaskGIT(steps=64, guidance=4.0, annealing="none"),
 )
 MMADA = Family(
     *("mmada", "mmada", ("MMadaModelLM", "LLaDAModelLM"), _read_mmada, _llada_layout, _LLADA_HEAD),
@@ -298,7 +327,11 @@ MMADA = Family(
     pictures=MMaDA,
     codes=8192,
 )
-DREAM = Family("dream", "Dream", ("DreamModel",), _read_dream, _qwen_layout, _QWEN_HEAD, stale_head=True)
+DREAM = Family(
+    *("dream", "Dream", ("DreamModel",), _read_dream, _qwen_layout, _QWEN_HEAD),
+    stale_head=True,
+    text_sampler=_entropy,
+)
 SDAR = Family("sdar", "sdar", ("SDARForCausalLM",), _read_sdar, _qwen_layout, _QWEN_HEAD, stale_head=True)
 
 FAMILIES = (LLADA, DIMOO, MMADA, DREAM, SDAR)

@@ -55,7 +55,8 @@ def _builtin(name: str) -> Path:
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG, "*.safetensors", INDEX, METADATA, *COMPANIONS, f"{IMAGE_TOKENIZER}/*.json"]
+    beside = [f"{IMAGE_TOKENIZER}/*.json", f"{IMAGE_TOKENIZER}/pytorch_model.bin"]
+    patterns = [CONFIG, "*.safetensors", INDEX, METADATA, *COMPANIONS, *beside]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):

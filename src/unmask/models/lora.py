@@ -43,7 +43,13 @@ def add_lora(
             raise UserError(f"LoRA target {target!r} matches nothing: use {', '.join(choices)}")
     if not targets:
         raise UserError(f"LoRA needs at least one target: {', '.join(choices)}")
-    modules = sorted({name for target in targets for name in choices[target]})
+    there = {name.split(".")[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    for target in targets:
+        if not there & set(choices[target]):
+            raise UserError(
+                f"LoRA target {target!r} matches nothing: the blocks of this model have no {target} projection"
+            )
+    modules = sorted({name for target in targets for name in choices[target]} & there)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, bias="none")  # pyright: ignore[reportArgumentType]
     model = get_peft_model(backbone, config)  # pyright: ignore[reportArgumentType]
     _initialise(model, seed)

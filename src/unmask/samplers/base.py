@@ -125,6 +125,15 @@ class State:
         return Answer(self.x, self.revealed_at, self.canvas.slots >= 0, self.entropy, self.logp)
 
 
+def _offset(canvas: Canvas, size: int) -> Int[Tensor, "b 1"] | None:
+    """How far into a block of this size each row's first slot is, where the model counts blocks."""
+    if canvas.block is None:
+        return None
+    number = canvas.block.gather(1, canvas.slots.clamp(min=0))
+    left = (number == number[:, :1]).sum(1, keepdim=True)  # slots in the model's block in which the prompt ends
+    return -left % size
+
+
 @dataclass(frozen=True)
 class Sampler(ABC):
     """Draws answers.
@@ -136,7 +145,8 @@ class Sampler(ABC):
         top_p: keep the most likely tokens up to this mass; 1 keeps all.
         guidance: classifier-free guidance w in (1 + w) c - w u; 0 is off.
         block: slots per block of semi-autoregressive decoding (LLaDA): blocks are filled from left to right, each with
-            steps // blocks steps, at least one; 0 is one block.
+            steps // blocks steps, at least one; 0 is one block. A block-causal model (SDAR) counts its blocks from the
+            start of the prompt: there the first block is what is left of the one in which the prompt ends.
     """
 
     steps: int = 128
@@ -181,8 +191,9 @@ class Sampler(ABC):
         state = State(denoiser, canvas, random, self.law, given, record)
         slots = canvas.slots.shape[1]
         block, steps = self.layout(slots)
-        inside = torch.arange(slots, device=canvas.device) // block
-        for number in range(slots // block):
+        offset = _offset(canvas, block) if self.block else None
+        inside = (torch.arange(slots, device=canvas.device) + (0 if offset is None else offset)) // block
+        for number in range(slots // block + (offset is not None)):
             self.fill(state, state.open & (inside == number), steps, number * steps)
         return state.answer()
 

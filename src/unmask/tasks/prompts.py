@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
+from unmask.pictures import parted, with_pictures
 from unmask.rewards.base import PerItem, Reward, Score, Weighted
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out, read_jsonl, sha256_of
 from unmask.tasks.protocols import Protocol
+
+_TURN = {"role": str, "content": str | list}
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,11 @@ class Unjudged(PerItem):
 class Prompts(Task):
     """Rows of a JSONL file: `prompt` (a text, or a chat: a list of {role, content}) and any other columns.
 
-    Other columns are handed to the rewards as they are. For supervised fine-tuning a row has a text `completion`; or,
-    instead of both, `messages`: a chat whose last turn, the assistant's, is the completion. There is no test split;
-    validation is a slice chosen by a stable hash of the prompt. There are no rewards of its own (`rewards` raises), and
-    the metric is `Unjudged`.
+    Other columns are handed to the rewards as they are. `image` is a picture that the prompt is about, or a list of
+    them: files, relative to the JSONL; they become parts of the prompt (`with_pictures`). For supervised fine-tuning a
+    row has a text `completion`; or, instead of both, `messages`: a chat whose last turn, the assistant's, is the
+    completion. There is no test split; validation is a slice chosen by a stable hash of the prompt. There are no
+    rewards of its own (`rewards` raises), and the metric is `Unjudged`.
 
     Args:
         data: the JSONL file.
@@ -54,7 +58,7 @@ class Prompts(Task):
         if split not in ("train", "validation"):
             raise self.no_split(split, ("train", "validation"))
         path = self._path()
-        rows = [_row(place, row) for place, row in read_jsonl(path)]
+        rows = [_row(path.parent, place, row) for place, row in read_jsonl(path)]
         out = held_out([json.dumps(row["prompt"], sort_keys=True) for row in rows], self.validation_share)
         chosen = [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
         if not chosen:
@@ -78,28 +82,55 @@ class Prompts(Task):
         return Path(self.data).expanduser()
 
 
-def _row(place: str, row: dict[str, Any]) -> Row:
+def _row(folder: Path, place: str, row: dict[str, Any]) -> Row:
     built = {"id": place.rpartition(" ")[2], **row}
     if "prompt" not in row and "messages" in row:
-        chat = _chat(place, "messages", built.pop("messages"))
+        chat = _chat(folder, place, "messages", built.pop("messages"))
         if chat[-1]["role"] != "assistant" or len(chat) < 2:
             raise UserError(f"{place}: field 'messages' must end in an assistant's turn that answers something")
         built |= {"prompt": chat[:-1], "completion": chat[-1]["content"]}
     elif "prompt" not in row:
         raise UserError(f"{place}: field 'prompt' is missing; write a text, a list of {{role, content}}, or 'messages'")
     elif not isinstance(row["prompt"], str):
-        built["prompt"] = _chat(place, "prompt", row["prompt"])
+        built["prompt"] = _chat(folder, place, "prompt", row["prompt"])
     if not built["prompt"]:
         raise UserError(f"{place}: field 'prompt' is empty; write a text or a list of {{role, content}}")
     if not isinstance(built.get("completion", ""), str):
         raise UserError(f"{place}: field 'completion' must be a text, not a {type(built['completion']).__name__}")
-    return built
+    if row.get("image") is None:
+        return built
+    names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{place}: field 'image' must be a picture file, or a list of them")
+    try:
+        return built | {"prompt": with_pictures(built["prompt"], [_beside(folder, name) for name in names])}
+    except UserError as error:
+        raise UserError(f"{place}: field 'prompt': {error}") from error
 
 
-def _chat(place: str, field: str, chat: Any) -> list[dict[str, Any]]:
+def _chat(folder: Path, place: str, field: str, chat: Any) -> list[dict[str, Any]]:
     if not isinstance(chat, list) or not chat:
         raise UserError(f"{place}: field {field!r} must be a list of {{role, content}}, not {json.dumps(chat)[:60]}")
+    turns = []
     for turn in chat:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), kind) for key, kind in _TURN.items()):
             raise UserError(f"{place}: field {field!r}: each turn needs the texts 'role' and 'content'")
-    return chat
+        if isinstance(turn["content"], list):
+            turn = {**turn, "content": [_part(folder, part) for part in turn["content"]]}
+        turns.append(turn)
+    try:
+        parted(turns)
+    except UserError as error:
+        raise UserError(f"{place}: field {field!r}: {error}") from error
+    return turns
+
+
+def _part(folder: Path, part: Any) -> Any:
+    """A part of a turn, with the file of a picture found beside the JSONL."""
+    if isinstance(part, dict) and part.get("type") == "image" and isinstance(part.get("image"), str):
+        return {**part, "image": _beside(folder, part["image"])}
+    return part
+
+
+def _beside(folder: Path, picture: str) -> str:
+    return picture if picture.startswith("data:") else str(folder / Path(picture).expanduser())
