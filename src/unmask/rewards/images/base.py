@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unmask.errors import UserError
 from unmask.pictures import from_uri, is_uri
@@ -30,6 +30,8 @@ class PictureReward(Reward, ABC):
     Raises:
         UserError: settings that cannot be; on first use: a network is not there, or a row has no text `prompt`.
     """
+
+    any_thread: ClassVar[bool] = False  # the current GPU is a property of the thread
 
     device: str = "auto"
     dtype: str = "float32"
