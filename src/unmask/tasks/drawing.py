@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes: 32 x 32 pixels, 4 x 4 cells, an object fills one."""
+"""Pictures of coloured shapes: 32 x 32 pixels, 2 x 2 cells, an object fills one."""
 
 import functools
 import random
@@ -10,8 +10,8 @@ from unmask.rewards.detector import coverage
 from unmask.rewards.shapes import BACKGROUND, COLOURS
 from unmask.tasks.shapes import Caption
 
-_CELLS, _SIDE = 4, 8
-_SIZES = {"circle": 3.7, "square": 3.4, "triangle": 3.9}  # half extents, in pixels
+_CELLS, _SIDE = 2, 16
+_SIZES = {"circle": 6.9, "square": 6.2, "triangle": 7.2}  # half extents, in pixels
 
 
 def picture(caption: Caption, rng: random.Random) -> Image.Image:
@@ -35,18 +35,16 @@ def _sprite(shape: str) -> np.ndarray:
 
 
 def _places(count: int, relation: str | None, rng: random.Random) -> list[tuple[int, int]]:
-    """(column, row) of cells that share no side; the first two stand clearly in the relation."""
+    """(column, row) of different cells; of two in a relation, cells of one row or one column."""
     cells = [(column, row) for row in range(_CELLS) for column in range(_CELLS)]
     while True:
         places = rng.sample(cells, count)
-        apart = all(abs(x - u) + abs(y - v) > 1 for i, (x, y) in enumerate(places) for u, v in places[:i])
-        if apart and (relation is None or _clearly(relation, places[0], places[1])):
+        if relation is None or _beside(relation, places[0], places[1]):
             return places
 
 
-def _clearly(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether one offset is the larger one by far, so that no picture is a borderline case."""
+def _beside(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether the cells stand in the relation along one axis and are equal along the other: no borderline cases."""
     right, down = first[0] - second[0], first[1] - second[1]
     along = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
-    across = abs(down) if relation in ("left of", "right of") else abs(right)
-    return along > 1.3 * across
+    return along > 0 and not (right and down)

@@ -14,6 +14,7 @@ from unmask.tasks.base import Row, World, by_split
 
 CATEGORIES = ("single_object", "colors", "two_object", "counting", "color_attr", "position")
 """From the easiest to the hardest."""
+_TURNED = {"left of": "above", "above": "left of", "right of": "below", "below": "right of"}
 _NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four"}
 
 
@@ -47,7 +48,7 @@ class Caption:
     def careless(self) -> "Caption":
         """What one draws who does not look closely: the typical mistake of each category, never right.
 
-        The next shape or colour in the list; the first shape or colour for both; one too few; the mirror image.
+        The next shape or colour in the list; the first shape or colour for both; one too few; beside for above and below.
         """
         (shape, colour, count), *rest = self.include
         if self.category == "single_object":
@@ -58,7 +59,7 @@ class Caption:
         elif self.category == "counting":
             include = ((shape, colour, count - 1),)
         elif self.category == "position":
-            return replace(self, relation=OPPOSITE[self.relation or ""])
+            return replace(self, relation=_TURNED[self.relation or ""])
         elif self.category == "two_object":
             include = (self.include[0], (shape, rest[0][1], 1))
         else:
@@ -71,7 +72,7 @@ class Shapes(World):
     """Draw what a caption says: `a red circle left of a blue square` -> a picture of 32 x 32 pixels.
 
     Captions name one to four objects (3 shapes, 6 colours) in GenEval's six categories, equally often. Objects fill
-    cells of 8 x 8 pixels, none beside or below another; where the caption leaves something open it is drawn at random.
+    cells of 16 x 16 pixels; where the caption leaves something open it is drawn at random.
     Splits are by combination, whatever the order of its words; it is also the `cluster`. Validation and test have
     equally many items of each category, and repeat captions where a category has fewer: each item is a draw of its own.
     `category` names the category.
