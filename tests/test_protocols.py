@@ -18,10 +18,10 @@ QUESTION = [{"role": "user", "content": "How many?"}]
 def test_a_prefill_stands_behind_the_generation_prompt_and_is_not_part_of_the_answer():
     model = unmask.load(str(DATA / "llada"))
     modality = model.modality
-    bare = modality.prompt_ids(QUESTION)
-    begun = modality.prompt_ids([*QUESTION, {"role": "assistant", "content": "<reasoning>"}])
+    prefilled = [*QUESTION, {"role": "assistant", "content": "<reasoning>"}]
+    (bare, _), (begun, _) = modality.prompt_ids([QUESTION, prefilled])
     assert begun[: len(bare)] == bare and modality.tokenizer.decode(begun[len(bare) :]) == "<reasoning>"
-    canvas = modality.encode([[*QUESTION, {"role": "assistant", "content": "<reasoning>"}]], 4)
+    canvas = modality.encode([prefilled], 4)
     assert canvas.ids[0].tolist() == [*begun, *[modality.mask_id] * 4]
     assert canvas.slots[0].tolist() == list(range(len(begun), len(begun) + 4))
 

@@ -479,7 +479,8 @@ def test_hostile_texts_score_zero_and_never_raise():
     for name in NAMES:
         for options in ({}, {"bare": True}) if name == "countdown" else ({},):
             reward = NAMES[name](**options)
-            values = {text[:20]: reward.judge(text, ROW).value for text in HOSTILE}
+            scores = reward(HOSTILE, [ROW] * len(HOSTILE))
+            values = {text[:20]: score.value for text, score in zip(HOSTILE, scores, strict=True)}
             if name not in ("boxed", "integer"):  # these two judge the form alone
                 assert set(values.values()) == {0.0}, (name, values)
 

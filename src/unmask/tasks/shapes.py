@@ -48,7 +48,8 @@ class Caption:
     def careless(self) -> "Caption":
         """What one draws who does not look closely: the typical mistake of each category, never right.
 
-        The next shape or colour in the list; the first shape or colour for both; one too few; beside for above and below.
+        The next shape or colour in the list; the first shape or colour for both; one too few; above for left of and
+        below for right of, or the other way round.
         """
         (shape, colour, count), *rest = self.include
         if self.category == "single_object":
