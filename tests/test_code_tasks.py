@@ -348,7 +348,7 @@ def test_all_mbpp_solutions_pass_but_six(backend):
         pytest.skip(str(error))
     file = Path(os.environ["UNMASK_DATA"]) / "mbpp" / "mbpp.jsonl"
     task = MBPP(data=str(file), sandbox=LocalSandbox(backend))
-    rows = [task._row(place, row, 0) for place, row in task._read("test")]
+    rows = [task._row(place, row, 0) for place, row in task._source("test").rows()]
     scores = task.success([row["completion"] for row in rows], rows)
     assert len(rows) == 974 and {score.status for score in scores} == {"ok"}
     assert {row["id"] for row, score in zip(rows, scores, strict=True) if score.value != 1} == NOT_PASSED
