@@ -6,22 +6,13 @@ from pathlib import Path
 import pytest
 
 import unmask
-from runs import metrics
+from runs import metrics, sandbox_works
 from unmask.cli import main
-from unmask.errors import UserError
 from unmask.rewards.code import Expression
-from unmask.rewards.sandbox import CodeExecutor, CodeResult, LocalSandbox
+from unmask.rewards.sandbox import CodeExecutor, CodeResult
 from unmask.tasks import Programs
 
 ASSET = Path(unmask.__file__).parent / "assets/programs"
-
-
-def sandbox_works() -> bool:
-    try:
-        LocalSandbox().check()
-    except UserError:
-        return False
-    return True
 
 
 needs_sandbox = pytest.mark.skipif(not sandbox_works(), reason="no sandbox can start on this machine")

@@ -12,7 +12,7 @@ from unmask.rewards.images import HPScore, ImageRewardScore
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out, sha256_of
 from unmask.tasks.hub import Source
-from unmask.tasks.prompts import Unjudged
+from unmask.tasks.own import Unjudged
 from unmask.tasks.tables import SUFFIXES, read_rows
 
 
