@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from unmask.describe import plain
 from unmask.errors import UserError
 from unmask.report import comparison_rows, write_comparison, write_report
 from unmask.report.curves import Line, chart, label, ticks
 from unmask.report.data import pair, read_run
+from unmask.report.page import _protocol
 from unmask.report.strips import board, difference, is_board, strip
+from unmask.samplers import Ancestral
+from unmask.schedules import Cosine, Power
 
 SOLUTIONS = ("1234341221434321", "1243342121344312", "1324423124133142", "1342243131244213")
 HOSTILE = "<script>alert('x')</script> & \"quotes\" <img src=//evil.example/x.png>"
@@ -543,3 +547,9 @@ def test_the_same_run_twice_and_one_run_can_be_compared(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
     assert [row["run"] for row in comparison_rows([run, run])] == ["run", "run"]
     assert "1 run" in read_page(write_comparison([run], tmp_path / "out"))[1]
+
+
+def test_the_sampler_is_told_with_the_class_and_settings_of_its_schedule():
+    for schedule, told in ((Cosine(), "schedule Cosine"), (Power(3.0), "schedule Power exponent 3.0")):
+        sampler = Ancestral(steps=16, schedule=schedule)
+        assert told in _protocol({"sampler": {"class": "Ancestral", **plain(sampler)}})

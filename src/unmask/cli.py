@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 USAGE = """unmask: reinforcement learning of discrete (masked) diffusion models
 
   unmask demo                               see it work: a tiny model learns sudoku, in minutes, on a CPU
+                                            (--task shapes: to draw; --task programs: to program)
   unmask sft --config PRESET --out DIR      supervised fine-tuning
   unmask train --config PRESET --out DIR    reinforcement learning
   unmask sample MODEL --prompt TEXT         answers of a model (--to image --out FILE.png: a picture;
@@ -141,7 +142,7 @@ def demo(words: list[str]) -> None:
     from unmask.demo import demo as run
 
     parser = _parser("demo", "The whole story on a built-in tiny model: evaluate, train, evaluate again, report.")
-    parser.add_argument("--task", default="sudoku", help="which world")
+    parser.add_argument("--task", default="sudoku", help="which world: sudoku, shapes or programs")
     parser.add_argument("--seed", type=int, default=0, help="of every random number")
     parser.add_argument("--out", type=str | None, default=None, help="run directory; default runs/demo-TASK-seedN")
     parser.add_argument("--method", type=str | None, default=None, help="method preset; default: the demo's own")

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import torch
 
 from unmask.breakdown import wilson, with_breakdown
+from unmask.describe import plain
 from unmask.errors import UserError
 from unmask.modalities.base import Modality
 from unmask.models import Model
@@ -218,7 +219,7 @@ def record(
         "protocol": task.protocol,
         "parser": parser or task.parser,
         "items": len({item["id"] for item in outcome.generations}),
-        "sampler": {"class": type(sampler).__name__, **asdict(sampler), "answer_length": task.answer_length},
+        "sampler": {"class": type(sampler).__name__, **plain(sampler), "answer_length": task.answer_length},
         "sources": task.sources(split),
         **extra,
         "infra_errors": sum(item["status"] == "infra_error" for item in outcome.generations),

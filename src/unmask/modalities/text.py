@@ -163,4 +163,6 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     try:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"the model's tokenizer cannot encode {text[:80]!r}: {error}") from error
+        raise UserError(
+            f"the model's tokenizer cannot encode {text[:80]!r} ({error}): use words that it knows"
+        ) from error

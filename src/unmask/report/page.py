@@ -206,12 +206,20 @@ def _transitions(paired: Paired | None) -> str:
     return f'<div class="stack">{bar}</div><p class="keys">{keys}</p>'
 
 
+def _short(value: Any) -> Any:
+    """A component of a sampler as its class and settings; everything else as it is."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    name, settings = str(value["class_path"]).rpartition(".")[2], value.get("init_args")
+    return " ".join([name, *(f"{key} {one}" for key, one in settings.items())]) if isinstance(settings, dict) else name
+
+
 def _protocol(result: Record) -> str:
     found = result.get("sampler")
     sampler = found if isinstance(found, dict) else {}
     facts = [(key, result.get(key)) for key in ("split", "protocol", "parser", "infra_errors")]
     facts += [("sampler", sampler.get("class"))]
-    facts += [(key.replace("_", " "), value) for key, value in sampler.items() if key != "class"]
+    facts += [(key.replace("_", " "), _short(value)) for key, value in sampler.items() if key != "class"]
     told = " · ".join(f"{name} {value}" for name, value in facts if value not in (None, "", 0) or name == "temperature")
     return f'<p class="quiet small">How it was measured: {escape(told)}.</p>' if told else ""
 
