@@ -129,6 +129,10 @@ def test_export_writes_the_final_model_and_compare_reads_runs(tmp_path, capsys):
     assert (tmp_path / "model-a/model.safetensors").read_bytes() == (
         tmp_path / "a/model/model.safetensors"
     ).read_bytes()
+    card = (tmp_path / "model-a/README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "unmask" and "base_model" not in front  # the start was no model of the hub
+    assert "reinforcement learning (maskgrpo)" in card and "| Steps | 2 |" in card
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "cmp")]) == 0
     assert main(["report", str(tmp_path / "a")]) == 0
     assert main(["doctor", str(tmp_path / "a")]) == 0

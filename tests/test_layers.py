@@ -15,7 +15,7 @@ LAYERS = [
     {"config"},
     {"rl", "supervised"},
     {"run"},
-    {"evaluation", "breakdown", "picture_folder", "progress", "stored", "learner", "report"},
+    {"evaluation", "breakdown", "picture_folder", "progress", "stored", "learner", "report", "model_card"},
     {"run_directory"},
     {
         "samplers",

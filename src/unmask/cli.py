@@ -286,6 +286,7 @@ def _run(path: str) -> Path:
 
 
 def export(words: list[str]) -> None:
+    from unmask.model_card import model_card
     from unmask.models import load
 
     parser = _parser("export", "Writes the final model of a run in its family's official format.")
@@ -297,7 +298,9 @@ def export(words: list[str]) -> None:
         raise UserError(f"{run} has no final model yet: finish it with --resume")
     if out.exists():
         raise UserError(f"{out} exists already: choose another directory")
-    load(str(run / "model")).save(out)
+    model = load(str(run / "model"))
+    model.files["README.md"] = model_card(run).encode()
+    model.save(out)
     print(out)
 
 
