@@ -1,4 +1,4 @@
-"""Where the rows of a benchmark come from: a local JSONL file, a folder of them, or a hub data set."""
+"""Where the rows of a benchmark come from: a local file, a folder of them, or a hub data set."""
 
 import hashlib
 import json
@@ -9,7 +9,9 @@ from typing import Any
 
 from unmask.errors import UserError
 from unmask.tasks.files import read_jsonl, sha256_of
+from unmask.tasks.tables import read_rows
 
+KINDS = (".jsonl", ".json", ".csv", ".tsv")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -17,10 +19,11 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 class Source:
     """One part (`train`, `test` ...) of a data set.
 
-    What looks like a local path never goes to the hub: it exists, its parent does, or it ends in .json or .jsonl.
+    What looks like a local path never goes to the hub: it exists, its parent does, or it ends as a file does (`KINDS`).
 
     Args:
-        data: a JSONL file, which is all parts; a folder with PART.jsonl; or the id of a hub data set.
+        data: a file, which is all parts; a folder with PART.jsonl, .json, .csv or .tsv, of which the first is read; or
+            the id of a hub data set. JSON is a list of rows, or one per line; cells of .csv and .tsv are texts.
         part: the split of a hub data set.
         subset: its configuration.
     """
@@ -34,8 +37,9 @@ class Source:
         """The local file; None: the hub."""
         path = Path(self.data).expanduser()
         if path.is_dir():
-            return path / f"{self.part}.jsonl"
-        is_hub = _HUB_ID.fullmatch(self.data) and path.suffix not in (".json", ".jsonl") and not path.parent.exists()
+            files = [path / f"{self.part}{kind}" for kind in KINDS]
+            return next((file for file in files if file.exists()), files[0])
+        is_hub = _HUB_ID.fullmatch(self.data) and path.suffix not in KINDS and not path.parent.exists()
         return path if path.exists() or not is_hub else None
 
     def rows(self) -> list[tuple[str, dict[str, Any]]]:
@@ -45,7 +49,7 @@ class Source:
             UserError: they cannot be read.
         """
         if self.path is not None:
-            return read_jsonl(self.path)
+            return _rows_of_file(self.path)
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -70,3 +74,17 @@ class Source:
             return {self.path.name: sha256_of(self.path)}
         lines = "".join(json.dumps(row, sort_keys=True) + "\n" for _, row in self.rows())
         return {self.data: hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def _rows_of_file(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a table, of a JSON list, or else of JSON lines."""
+    kind = path.suffix.lower()
+    return read_rows(path) if kind in (".csv", ".tsv") or (kind == ".json" and _is_list(path)) else read_jsonl(path)
+
+
+def _is_list(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
+    except (OSError, UnicodeDecodeError):
+        return False  # told by what reads it
