@@ -76,6 +76,8 @@ def test_every_run_preset_of_a_built_in_world_runs_a_toy_step(name, tmp_path):
 @pytest.mark.parametrize(
     ("words", "file", "rewards"),
     [
+        (["llada-countdown"], "countdown.jsonl", {"reward/countdown", "reward/format"}),
+        (["llada-sudoku"], None, {"reward/sudoku", "reward/format"}),
         (["llada-gsm8k"], "gsm8k.jsonl", {"reward/number", "reward/format", "reward/integer"}),
         (["llada-math"], "math.jsonl", {"reward/math", "reward/boxed", "reward/format"}),
         (["llada-mbpp"], "mbpp.jsonl", {"reward/code"}),
@@ -86,9 +88,11 @@ def test_the_presets_of_llada_run_a_toy_step_on_its_fixture(words, file, rewards
     if rewards == {"reward/code"} and not sandbox_works():
         pytest.skip("no sandbox can start on this machine")
     data = Path(__file__).parent / "data"
-    command = ["train", "--config", *words, "--model", str(data / "llada"), "--data", str(data / file)]
+    command = ["train", "--config", *words, "--model", str(data / "llada")]
+    command += [] if file is None else ["--data", str(data / file)]
     command += ["--out", str(tmp_path / "run"), "--steps", "1", "--prompts", "1", "--answers", "2", "--epochs", "2"]
-    command += ["--task.answer_length", "16", "--sampler.steps", "4", "--adapter.rank", "2", "--evaluation.every", "1"]
+    command += ["--task.answer_length", "32", "--sampler.steps", "4", "--adapter.rank", "2"]
+    command += ["--evaluation.every", "1", "--evaluation.items", "4"]
     assert main([*command, "--compute.dtype", "float32"]) == 0
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
     assert rewards <= set(row)

@@ -117,6 +117,8 @@ def read_rows(folder: Path, value: Any) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for task in (Prompts(data=str(file), validation_share=0), GSM8K(data=str(file))):
         refuses_politely(task.rows, "train")
+    for puzzle in (Countdown(data=str(file), protocol="d1"), Sudoku(data=str(file))):
+        refuses_politely(lambda task: list(task.rows("test")), puzzle)
 
 
 def read_stored(folder: Path, value: Any) -> None:
@@ -264,6 +266,8 @@ READERS: dict[str, tuple[Callable[[Path, Any], None], Any, int]] = {
     "prompts": (read_rows, lines_of("prompts.jsonl"), 100),
     "messages": (read_rows, lines_of("messages.jsonl"), 100),
     "gsm8k": (read_rows, lines_of("gsm8k.jsonl"), 100),
+    "countdown": (read_rows, lines_of("countdown.jsonl"), 100),
+    "sudoku": (read_rows, [{"puzzle": "3421210003121230", "solution": "3421214343121234"}], 60),
     "stored": (read_stored, STORED, 100),
     "partial": (read_partial, [{"settings": {"seed": 0}}, {"batch": [{"index": 0, "copy": 0}]}], 100),
     "model config": (read_model_config, json.loads((LLADA / "config.json").read_text()), 150),
@@ -324,6 +328,8 @@ def test_damaged_bytes_are_refused_politely(tmp_path_factory, noise, where, leng
     refuses_politely(lambda: read_pictures(folder / "pictures.tar"))
     refuses_politely(lambda: Prompts(data=str(folder / "rows.jsonl")).rows("train"))
     refuses_politely(lambda: GSM8K(data=str(folder / "rows.jsonl")).rows("test"))
+    (folder / "rows.csv").write_bytes(damaged((DATA / "sudoku.csv").read_bytes()))
+    refuses_politely(lambda: list(Sudoku(data=str(folder / "rows.csv")).rows("test")))
     refuses_politely(lambda: rescore(read_generations(folder / "stored.json"), Sudoku()))
     refuses_politely(lambda: parse(TrainConfig, "x", ["--config", str(folder / "settings.yaml"), "--out", "x"]))
     (folder / "model/model.safetensors").write_bytes(damaged(WEIGHTS[: 8 + HEADER_BYTES]) + WEIGHTS[8 + HEADER_BYTES :])

@@ -290,11 +290,15 @@ def rescore(stored: Stored, task: Task, parser: str | None = None, rewards: Sequ
     """Judges stored generations again, without a model.
 
     Returns:
-        The result that `evaluate` gives, as far as the file tells: protocol "unknown" where it does not.
+        The result that `evaluate` gives, as far as the file tells: protocol "unknown" where it does not. Where it does,
+        answers are read as that protocol asks for them.
 
     Raises:
         UserError: no generations of this task, a row without what the metric reads, or no such parser.
     """
+    asked = stored.about.get("protocol")
+    if isinstance(asked, str) and asked in task.protocols:
+        task = replace(task, protocol=asked)
     metric, items = task.metric(parser), stored.of_task(task.name)
     rows = [stored.row(place, item, task) for place, item in items]
     answers = [item["generation"] if task.answers == "text" else stored.picture(item) for _, item in items]

@@ -165,7 +165,7 @@ class World(Task, ABC):
         # The fixed sets come from seed 0 whatever data_seed is: two runs are compared on the same items.
         for i in range(50 * wanted + 1000):
             row = self.make(split, random.Random(f"{self.name}/0/{split}/{i}"))
-            distinct.setdefault(row["prompt"], row)
+            distinct.setdefault(str(row["prompt"]), row)
             if len(distinct) == wanted:
                 return [{"id": f"{self.name}-{split}-{j}", **row} for j, row in enumerate(distinct.values())]
         raise UserError(f"task {self.name}: there are not {wanted} distinct {split} items; lower {split}_items")

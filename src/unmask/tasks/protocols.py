@@ -27,6 +27,8 @@ class Protocol:
 
 UNMASK = Protocol()
 """Ours: a chat without a prefill, decoded as the model's own notes say."""
+CHAT = Protocol(answer_length=256)
+"""Ours for puzzles, whose own layout is bare: a chat without a prefill, decoded as the model's own notes say."""
 D1 = Protocol(prefill="<reasoning>", answer_length=256, tokens_per_step=2, block=32)
 """d1 (arXiv 2504.12216), lengths 128, 256 and 512, two tokens per step."""
 MASKGRPO = Protocol(prefill="<reasoning>", answer_length=512, block=64)
