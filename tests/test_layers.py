@@ -16,7 +16,7 @@ LAYERS = [
     {"rl", "supervised"},
     {"run"},
     {"evaluation", "breakdown", "picture_folder", "progress", "stored", "learner", "report", "model_card"},
-    {"run_directory"},
+    {"run_directory", "stream"},
     {
         "samplers",
         "views",

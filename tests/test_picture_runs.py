@@ -312,3 +312,18 @@ def test_mistakes_in_a_folder_of_pictures_are_named(tmp_path):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="has no pictures"):
         Captioned(data=str(folder / "empty")).rows("train")
+
+
+def test_without_a_metric_validation_reports_what_the_rewards_give(model, tmp_path):
+    (tmp_path / "red.py").write_text(RED)
+    prompts = "".join(f'{{"prompt": "a {colour} circle"}}\n' for colour in ("red", "blue", "green", "black"))
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    task = {"class_path": "ImagePrompts", "init_args": {"data": str(tmp_path / "prompts.jsonl"), "answer_length": 64}}
+    settings = {"task": task, "sampler": SAMPLER, "prompts": 2, "answers": 2, "epochs": 1, "steps": 2, "compute": CPU}
+    (tmp_path / "run.yaml").write_text(json.dumps(settings | {"evaluation": {"every": 1}}))
+    words = ["--config", str(tmp_path / "run.yaml"), "--method", "maskgrpo-image", "--model", model]
+    out = tmp_path / "run"
+    train(parse(TrainConfig, "train", [*words, "--reward", f"{tmp_path / 'red.py'}:red", "--out", str(out)]))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["eval/reward/red"] < 1 and "eval/success" not in row for row in rows)
+    assert "reward (validation)" in write_report(out).read_text()

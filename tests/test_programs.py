@@ -54,7 +54,7 @@ def test_of_equal_programs_with_equal_tests_one_is_run():
 
 
 def evaluated(folder: Path, source: str, *more: str) -> dict:
-    out = folder / "evaluation.json"
+    out = folder / f"evaluation-{Path(source).name}.json"
     assert main(["eval", source, "--task", "programs", "--split", "validation", "--out", str(out), *more]) == 0
     return json.loads(out.read_text())
 

@@ -45,6 +45,14 @@ class Outcome:
     pass_at: dict[int, float]
     generations: list[dict[str, Any]]
 
+    def reward_means(self) -> dict[str, float]:
+        """Mean of each reward that records name, over the answers that it judged."""
+        values: dict[str, list[float]] = {}
+        for item in self.generations:
+            for name, value in item.get("rewards", {}).items():
+                values.setdefault(name, []).extend(() if value is None else (value,))
+        return {name: sum(given) / len(given) for name, given in values.items() if given}
+
 
 def interval(correct: Sequence[float], clusters: Sequence[Any] | None = None) -> tuple[float, float]:
     """95 % Wilson interval of a mean of values in [0, 1].

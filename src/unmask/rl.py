@@ -22,7 +22,8 @@ from unmask.objectives.gradient import MicroBatch, accumulate_gradient
 from unmask.random import Random
 from unmask.rewards import UserRewardError, by_name, combine
 from unmask.rewards.base import Judged, Score, Weighted
-from unmask.run import Run, RunConfig, order
+from unmask.run import Run, RunConfig
+from unmask.stream import order
 from unmask.tasks.base import Row
 from unmask.types import Answer, Policy, Rollouts, View, Views
 from unmask.views.likelihood import Likelihood
@@ -88,11 +89,17 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
     Args:
         resume: continue the run that `config.out` holds, if it does.
     """
-    run = Run(config, config.epochs * config.updates_per_epoch, config.objective.needs_reference, resume)
+    run = Run(
+        config,
+        config.epochs * config.updates_per_epoch,
+        config.objective.needs_reference,
+        resume,
+        config.weighted_rewards(),
+    )
     if run.finished:
         return run
     _check_shares(config, run.runtime.world)
-    rewards = [Weighted(run.model.reading(w.reward), w.weight) for w in config.weighted_rewards()]
+    rewards = run.rewards
     rows = config.task.rows("train")
     local = config.prompts // run.runtime.world
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import numpy as np
 import torch
 
 from unmask.describe import describe, plain
@@ -25,10 +24,12 @@ from unmask.models.lora import LoRA, merged_state
 from unmask.models.policy import BackbonePolicy
 from unmask.models.scratch import Scratch
 from unmask.progress import Progress
+from unmask.rewards.base import Weighted
 from unmask.run_directory import RunDirectory, environment, read_jsonl, writing
 from unmask.runtime import Compute, Optimizer, Runtime
 from unmask.samplers.base import Sampler
-from unmask.tasks.base import Row, Task
+from unmask.tasks.base import Task
+from unmask.tasks.own import Unjudged
 
 T = TypeVar("T")
 
@@ -123,9 +124,17 @@ class Run:
         updates_per_step: optimizer updates of one step.
         reference: keep the start policy.
         resume: go on from the last checkpoint if there is one.
+        rewards: what training maximises; validation reports their means where the task has no metric.
     """
 
-    def __init__(self, config: RunConfig, updates_per_step: int, reference: bool, resume: bool):
+    def __init__(
+        self,
+        config: RunConfig,
+        updates_per_step: int,
+        reference: bool,
+        resume: bool,
+        rewards: Sequence[Weighted] = (),
+    ):
         self.config = config
         self.runtime = Runtime(config.compute, config.trackers, Path(config.out))
         self.directory = RunDirectory(config.out, self.runtime.main)
@@ -143,6 +152,7 @@ class Run:
         self.modality = self.model.modality
         self.task, self.slots = config.task, config.task.answer_length
         self.success = self.model.reading(config.task.success)
+        self.rewards = [Weighted(self.model.reading(given.reward), given.weight) for given in rewards]
         self.learner = Learner(
             self.runtime,
             self._module(),
@@ -350,7 +360,9 @@ class Run:
             self.slots,
             self.runtime,
             batch=evaluation.batch,
+            rewards=[given.reward for given in self.rewards] if isinstance(self.success, Unjudged) else (),
         )
+        row |= {f"eval/reward/{name}": mean for name, mean in outcome.reward_means().items()}
         if not outcome.judged:
             if evaluation.keep_best or evaluation.stop_at is not None:
                 raise UserError(f"task {self.task.name} has no metric: evaluation.keep_best and stop_at need one")
@@ -400,27 +412,3 @@ class Run:
                 )
         self.runtime.close()
         self.runtime.wait()
-
-
-def order(rows: Sequence[Row], seed: int, positions: Sequence[int]) -> list[int]:
-    """Indices of the rows at these positions of a stream that permutes the split anew in every pass."""
-    n, indices = len(rows), []
-    if not n:
-        raise UserError("the training split is empty")
-    for position in positions:
-        epoch, place = divmod(position, n)
-        indices.append(int(_permutation(seed, epoch, n)[place]))
-    return indices
-
-
-_MOST_CACHED = 8  # permutations
-_cache: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """A pure function of its arguments; some are kept, because a step asks for many of their entries."""
-    if (seed, epoch, n) not in _cache:
-        if len(_cache) == _MOST_CACHED:
-            _cache.clear()
-        _cache[seed, epoch, n] = np.random.default_rng([seed, epoch]).permutation(n)
-    return _cache[seed, epoch, n]

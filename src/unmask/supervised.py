@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.random import Random
-from unmask.run import Run, RunConfig, order
+from unmask.run import Run, RunConfig
+from unmask.stream import order
 from unmask.tasks.base import Row, Task
 from unmask.types import Canvas, Policy, View
 from unmask.views.counts import ExactCounts

@@ -242,6 +242,8 @@ _SMALL = (
     ("train/tokens_per_second", "tokens per second", False),
 )
 
+_JUDGED = "eval/reward/"
+
 
 def _line(data: RunData, metric: str, label: str) -> Line:
     return Line(label, *data.series(metric))
@@ -262,9 +264,12 @@ def _curves(data: RunData) -> str:
     else:
         shown = []
     loss = [_line(data, "train/loss", "loss")]
+    judged = [name for name in dict.fromkeys(key for row in data.metrics for key in row) if name.startswith(_JUDGED)]
+    validation = [Line(name.removeprefix(_JUDGED), *data.series(name), dots=True) for name in judged]
     large = [
         ("share of correct answers", success, True, 0),
         ("reward of rollouts", shown, False, 2),
+        ("reward (validation)", validation, False, 0),
         ("training loss", loss, False, 0),
     ]
     large = [plot for plot in large if any(line.steps for line in plot[1])]
