@@ -18,11 +18,11 @@ class NoLogProbabilities(Exception):
 class _Token(BaseModel):
     token: str
     logprob: FiniteFloat
-    bytes: list[Annotated[int, Field(ge=0, le=255)]] | None = None
+    raw: list[Annotated[int, Field(ge=0, le=255)]] | None = Field(default=None, alias="bytes")
 
     @property
     def content(self) -> bytes:
-        return self.token.encode(errors="replace") if self.bytes is None else bytes(self.bytes)
+        return self.token.encode(errors="replace") if self.raw is None else bytes(self.raw)
 
 
 class _Place(_Token):
