@@ -212,7 +212,7 @@ def evaluate(words: list[str]) -> None:
         "--protocol",
         type=str | None,
         default=None,
-        help="layout of prompts and decoding: unmask, d1, maskgrpo, maskgrpo-mmada",
+        help="layout of prompts and decoding: unmask, chat, d1, maskgrpo, maskgrpo-mmada",
     )
     parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask, d1 ...")
     parser.add_argument("--generations", type=str | None, default=None, help="score stored ones, without a model")
