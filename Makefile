@@ -13,7 +13,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[data,math,trackers,remote,serve,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[data,e2b,math,trackers,remote,serve,dev]'
 	@touch $@
 
 demo: install

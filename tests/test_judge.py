@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -137,11 +138,100 @@ def test_at_its_start_a_run_asks_whether_the_endpoint_has_the_judge():
         {"requests": 0},
         {"model": ""},
         {"url": "ftp://x"},
+        {"expectation": True, "highest": 10},
     ],
 )
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(UserError):
         Judge(**{"url": "http://h/v1", "model": "m", **settings})
+
+
+def token(text: str, probability: float, **others: float) -> dict:
+    """A token of a reply, and others that could have stood in its place; `_` in a name is a blank."""
+    there = {text: probability} | {name.strip("n").replace("_", " "): share for name, share in others.items()}
+    listed = [{"token": name, "logprob": math.log(share)} for name, share in there.items()]
+    return {"token": text, "logprob": math.log(probability), "top_logprobs": listed}
+
+
+def spoken(*tokens: dict | str, text: str | None = None) -> bytes:
+    """A reply with the log-probabilities of its tokens."""
+    told = [token(one, 1.0) if isinstance(one, str) else one for one in tokens]
+    said = "".join(one["token"] for one in told) if text is None else text
+    return chat(said, logprobs={"content": told})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mean", "share"),
+    [
+        (["Final", " Score:", " ", token("4", 0.5, n5=0.3, n3=0.2)], 4.1, 1.0),
+        (["Final Score:", token(" 4", 0.5, n5=0.2, _5=0.1, n3=0.2)], 4.1, 1.0),  # with and without a blank
+        (["Final Score: ", token("4", 0.4, n5=0.1)], 4.2, 0.5),  # the other digits are not among the alternatives
+        (["Final Score: ", token("2", 0.5, n1=0.3, four=0.1, n9=0.05, n0=0.05)], 1.3 / 0.8, 0.8),  # off the scale
+        (["Final Score: ", token("1", 0.9, n2=0.1), ". No: Final Score: ", token("3", 1.0)], 3.0, 1.0),
+        (["schön 5 Final Score: ", token("3", 0.75, n5=0.25), "</s>"], 3.5, 1.0),
+        (["Final Score: ", {**token("5", 0.6), "top_logprobs": [{"token": "4", "logprob": math.log(0.4)}]}], 4.6, 1.0),
+    ],
+)
+def test_the_expectation_of_the_digit(tokens, mean, share):
+    with saying(spoken(*tokens)) as endpoint:
+        (got,) = Judge(f"{endpoint.url}/v1", "judge", expectation=True)(PICTURES[:1], ROWS[:1])
+        (digit,) = Judge(f"{endpoint.url}/v1", "judge")(PICTURES[:1], ROWS[:1])
+    assert got.status == "ok" and got.value == pytest.approx(mean / 5) and got.details["mean"] == pytest.approx(mean)
+    assert got.details["share"] == pytest.approx(share) and json.dumps(got.details)
+    assert digit.value == got.details["said"] / 5 and "mean" not in digit.details
+    asked, plain = map(json.loads, endpoint.bodies)
+    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 20) and "logprobs" not in plain
+
+
+def test_tokens_that_are_parts_of_characters_are_put_together():
+    half = [{"token": "?", "logprob": 0.0, "bytes": [byte], "top_logprobs": []} for byte in "ö".encode()]
+    with saying(spoken("sch", *half, "n. Final Score: ", token("4", 0.5, n2=0.5), text="schön. Final Score: 4")) as end:
+        (got,) = Judge(f"{end.url}/v1", "judge", expectation=True)(PICTURES[:1], ROWS[:1])
+    assert got.value == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (spoken("Final Score: ", "3", ".", "5"), "not a digit and a token of its own"),
+        (spoken("Final Score: 3"), "not a digit and a token of its own"),
+        (spoken("Final Score: ", "3", text="Final Score: 4"), "another score than the reply"),
+        (spoken("A fine picture", text="Final Score: 4"), "no score in the tokens"),
+        (spoken("Final Score: ", {**token("4", 1.0), "logprob": None}), "another form"),
+        (chat("Final Score: 4", logprobs={"content": [{"token": "4"}]}), "another form"),
+        (spoken("A fine picture"), "no score in"),
+    ],
+)
+def test_an_expectation_that_cannot_be_taken_is_asked_for_again_and_never_counts(reply, says):
+    with saying(reply) as endpoint, pytest.warns(UserWarning, match=says):
+        (score,) = Judge(f"{endpoint.url}/v1", "judge", expectation=True)(PICTURES[:1], ROWS[:1])
+    assert score.status == "infra_error" and len(endpoint.bodies) == 2
+
+
+NONE = {
+    "absent": chat("Final Score: 4"),
+    "null": chat("Final Score: 4", logprobs=None),
+    "empty": chat("Final Score: 4", logprobs={"content": None}),
+    "no alternatives": spoken({**token("5", 1.0), "top_logprobs": []}, text="Final Score: 5"),
+}
+
+
+@pytest.mark.parametrize("what", NONE)
+def test_an_endpoint_without_log_probabilities_is_told_at_the_start_and_stops_a_run(what):
+    models = (200, json.dumps({"data": [{"id": "judge"}]}).encode())
+    with Scripted(lambda *_: (200, {}, NONE[what]), models=models) as endpoint:
+        judge = Judge(f"{endpoint.url}/v1", "judge", expectation=True)
+        with pytest.raises(UserError, match="gives no log-probabilities, which expectation needs; leave it out"):
+            judge.for_tokens(())
+        with pytest.raises(UserError, match="gives no log-probabilities"):
+            judge(PICTURES[:1], ROWS[:1])
+        Judge(f"{endpoint.url}/v1", "judge").check()
+    with Scripted(lambda *_: (200, {}, spoken(token("5", 1.0))), models=models) as endpoint:
+        Judge(f"{endpoint.url}/v1", "judge", expectation=True).check()
+    for status, body in ((400, b"{}"), (200, b"[]")):
+        endpoint = Scripted(lambda *_, a=(status, {}, body): a, models=models)
+        with endpoint, pytest.raises(UserError, match="log-probabilities"):
+            Judge(f"{endpoint.url}/v1", "judge", expectation=True).check()
 
 
 def test_texts_are_not_judged():

@@ -8,8 +8,8 @@ import pytest
 import unmask
 from unmask.cli import main
 from unmask.errors import UserError
-from unmask.rewards import Format
-from unmask.tasks import GSM8K, NAMES
+from unmask.rewards import Format, by_name
+from unmask.tasks import GSM8K, NAMES, MathTask
 
 DATA = Path(__file__).parent / "data"
 QUESTION = [{"role": "user", "content": "How many?"}]
@@ -41,8 +41,34 @@ def test_rows_and_demonstrations_of_gsm8k_follow_the_protocol():
     assert not any("<reasoning>" in text for text in texts)
     form = next(weighted.reward for weighted in task.rewards() if weighted.reward.name == "format")
     assert [score.value for score in form(texts, rows)] == [1.0] * len(rows)
-    with pytest.raises(UserError, match="task gsm8k has no protocol 'd2'; it has unmask, d1, maskgrpo"):
+    with pytest.raises(UserError, match="task gsm8k has no protocol 'd2'; it has unmask, d1, maskgrpo, maskgrpo-mmada"):
         GSM8K(protocol="d2")
+
+
+@pytest.mark.parametrize("kind", [GSM8K, MathTask])
+def test_for_mmada_steps_are_thoughts_in_prompts_demonstrations_and_the_reward(kind):
+    data = str(DATA / f"{kind.name}.jsonl")
+    task, usual = kind(data=data, protocol="maskgrpo-mmada"), kind(data=data, protocol="maskgrpo")
+    rows = task.rows("test")
+    assert all(row["prompt"][-1] == {"role": "assistant", "content": "<think>"} for row in rows)
+    for row, other in zip(rows, usual.rows("test"), strict=True):
+        asked, otherwise = row["prompt"][0]["content"], other["prompt"][0]["content"]
+        assert asked.count("<think>") == asked.count("</think>") == 1 and "reasoning>" not in asked
+        assert asked == otherwise.replace("reasoning>", "think>")
+        assert row["completion"] == other["completion"].replace("reasoning>", "think>")
+    forms = [
+        next(weighted.reward for weighted in one.rewards() if weighted.reward.name == "format") for one in (task, usual)
+    ]
+    for completions, right in (([row["completion"] for row in rows], 0), (["so</reasoning>\\boxed{1}"] * len(rows), 1)):
+        assert [score.value for score in forms[right](completions, rows)] == [1.0] * len(rows)
+        assert [score.value for score in forms[1 - right](completions, rows)] == [0.0] * len(rows)
+    assert forms[0].judge("so<think>again</think>\\boxed{1}", {}).value == 0
+
+
+def test_the_tag_of_the_format_reward_can_be_named():
+    assert by_name("format(tag=think)").judge("<think>so</think><answer>1</answer>", {}).value == 1
+    with pytest.raises(UserError, match="tag must be a word"):
+        Format(tag="<think>")
 
 
 def test_every_task_is_asked_by_its_own_default():
@@ -56,6 +82,7 @@ def test_every_task_is_asked_by_its_own_default():
         (["--protocol", "d1"], {"steps": 128, "block": 32, "temperature": 0.0}, 256),
         (["--protocol", "d1", "--answer_length", "64"], {"steps": 32, "block": 32}, 64),
         (["--protocol", "maskgrpo", "--answer_length", "64"], {"steps": 64, "block": 64}, 64),
+        (["--protocol", "maskgrpo-mmada", "--answer_length", "64"], {"steps": 64, "block": 64}, 64),
         (["--protocol", "d1", "--answer_length", "32", "--sampler.block", "8"], {"steps": 16, "block": 8}, 32),
     ],
 )
@@ -67,7 +94,10 @@ def test_a_protocol_decodes_as_published_unless_the_user_says_otherwise(words, s
     assert (result["protocol"], result["parser"]) == (words[1], "d1")
     assert sampler.items() <= result["sampler"].items() and result["sampler"]["answer_length"] == length
     [item] = result["generations"]
-    assert item["question"][-1]["content"] == "<reasoning>" and len(item["tokens"]) == length
+    assert (
+        item["question"][-1]["content"] == ("<think>" if "mmada" in words[1] else "<reasoning>")
+        and len(item["tokens"]) == length
+    )
     again = tmp_path / "again.json"
     assert main(["eval", "--task", "gsm8k", "--generations", str(out), "--parser", "d1", "--out", str(again)]) == 0
     assert json.loads(again.read_text())["protocol"] == words[1]

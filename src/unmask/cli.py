@@ -209,7 +209,10 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--items", type=int | None, default=None, help="only the first rows of the split")
     parser.add_argument(
-        "--protocol", type=str | None, default=None, help="layout of prompts and decoding: unmask, d1, maskgrpo"
+        "--protocol",
+        type=str | None,
+        default=None,
+        help="layout of prompts and decoding: unmask, chat, d1, maskgrpo, maskgrpo-mmada",
     )
     parser.add_argument("--parser", type=str | None, default=None, help="how answers are read: unmask, d1 ...")
     parser.add_argument("--generations", type=str | None, default=None, help="score stored ones, without a model")

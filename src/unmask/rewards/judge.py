@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from unmask.errors import UserError
 from unmask.rewards.base import Reward, Row, Score
+from unmask.rewards.digit import ALTERNATIVES, NoLogProbabilities, expected, places
 from unmask.rewards.http import Answer, Patience, Server, Unanswered
 from unmask.rewards.protocol import MOST_REPLY
 
@@ -42,6 +44,7 @@ class _Message(BaseModel):
 class _Choice(BaseModel):
     message: _Message
     finish_reason: str | None = None
+    logprobs: Any = None
 
 
 class _Reply(BaseModel):
@@ -69,6 +72,9 @@ class Judge(Reward):
     `pattern` and scale. A reply without a score on the scale is asked for once more. If there is none then, or no
     reply, the picture is an infra error: the judge failed, not the policy. These are told in a warning, refusals apart.
 
+    With `expectation` the score is not the digit that the judge wrote but the mean of all digits on the scale, by the
+    probabilities it gave them at that place: pictures that get the same digit are told apart.
+
     Args:
         url: of the endpoint, up to and with /v1.
         model: as the endpoint calls it.
@@ -77,13 +83,14 @@ class Judge(Reward):
         lowest, highest: the scale.
         longest_prompt: characters of the prompt that the judge is shown.
         most_tokens: of a reply.
+        expectation: ask for log-probabilities, and score by the mean digit; the scale must be one of single digits.
         options: further keys of the request, for example what constrains the form of the reply.
         requests: under way at a time.
         patience: with the endpoint; `total` bounds each of the two times that it is asked.
 
     Raises:
         UserError: settings that make no sense. In `for_tokens`: the endpoint is not there, does not know the model, or
-            wants another key. On call: a completion is a text.
+            wants another key. On call: a completion is a text. In both: log-probabilities are wanted, and not given.
     """
 
     name: ClassVar[str] = "judge"
@@ -96,6 +103,7 @@ class Judge(Reward):
     highest: float = 5.0
     longest_prompt: int = 2000
     most_tokens: int = 512
+    expectation: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     requests: int = 8
     patience: Patience = field(default_factory=Patience)
@@ -111,6 +119,8 @@ class Judge(Reward):
             raise UserError("judge: pattern needs a group, which is the score")
         if not 0 <= self.lowest < self.highest:
             raise UserError(f"judge: 0 <= lowest < highest must hold, not {self.lowest} and {self.highest}")
+        if self.expectation and self.highest > 9:
+            raise UserError(f"judge: expectation needs a scale of single digits, but highest is {self.highest:g}")
         if not self.model or min(self.requests, self.longest_prompt, self.most_tokens) < 1:
             raise UserError("judge: requests, longest_prompt and most_tokens must be at least 1, and model a name")
         assert self._server.url
@@ -167,6 +177,29 @@ class Judge(Reward):
             raise UserError(
                 f"{self._where}: there is no such model; the endpoint has {', '.join(known[:10]) or 'none'}"
             )
+        if self.expectation:
+            self._check_log_probabilities()
+
+    def _check_log_probabilities(self) -> None:
+        asked = self._request([{"type": "text", "text": "Write the number 5 and nothing else."}])
+        (answer,) = self._server.post("/chat/completions", [asked], _headers())
+        if isinstance(answer, Unanswered):
+            raise UserError(f"{self._where}: {answer}")
+        if answer.status != 200:
+            raise UserError(
+                f"{self._where}: HTTP {answer.status} to a request for log-probabilities; leave out expectation"
+            )
+        try:
+            places(_Reply.model_validate_json(answer.content).choices[0].logprobs)
+        except NoLogProbabilities:
+            raise self._no_log_probabilities() from None
+        except (ValidationError, ValueError) as error:
+            raise UserError(f"{self._where}: not an answer of a chat endpoint with log-probabilities") from error
+
+    def _no_log_probabilities(self) -> UserError:
+        return UserError(
+            f"{self._where} gives no log-probabilities, which expectation needs; leave it out, or ask another endpoint"
+        )
 
     def __call__(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Score]:
         bodies = [self._body(completion, row) for completion, row in zip(completions, rows, strict=True)]
@@ -193,12 +226,17 @@ class Judge(Reward):
             {"type": "text", "text": self.template.replace("{prompt}", prompt)},
             {"type": "image_url", "image_url": {"url": data_url(completion)}},
         ]
+        return self._request(content)
+
+    def _request(self, content: list[dict[str, Any]]) -> bytes:
         asked = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self.most_tokens,
         }
+        if self.expectation:
+            asked |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return json.dumps(asked | dict(self.options)).encode()
 
     def _asked(self, bodies: Sequence[bytes]) -> list[Score | _Unread]:
@@ -213,25 +251,41 @@ class Judge(Reward):
         try:
             reply = _Reply.model_validate_json(answer.content)
             text = _said(reply.choices[0])
-            score = self.read(text)
+            said = self.read(text)
+            score, more = self._mean(reply.choices[0], said) if self.expectation else (said, {})
         except ValidationError:
             return _Unread("not an answer of a chat endpoint")
         except _Unread as error:
             return error
-        return Score.ok(score / self.highest, said=score, judge=reply.model[:200], reply=text[-300:])
+        return Score.ok(score / self.highest, said=said, judge=reply.model[:200], reply=text[-300:], **more)
+
+    def _mean(self, choice: _Choice, said: float) -> tuple[float, dict[str, float]]:
+        """The mean digit where the reply says `said`, and what of it is told; raises `_Unread`."""
+        try:
+            mean, share = expected(choice.logprobs, self._last, said, self.lowest, self.highest)
+        except NoLogProbabilities:
+            raise self._no_log_probabilities() from None
+        except ValueError as error:
+            raise _Unread(str(error)) from error
+        return mean, {"mean": mean, "share": share}
 
     def read(self, text: str) -> float:
         """The last score in a reply; raises `_Unread`."""
-        found = [match[1] for match in re.finditer(self.pattern, text[-_READ:])]
-        if not found:
+        found = self._last(text)
+        if found is None:
             raise _Unread(f"no score in {' '.join(text.split())[-100:]!r}")
         try:
-            score = float(found[-1])
+            score = float(found[1])
         except (TypeError, ValueError) as error:
-            raise _Unread(f"{found[-1]!r} is no score") from error
+            raise _Unread(f"{found[1]!r} is no score") from error
         if not self.lowest <= score <= self.highest:
             raise _Unread(f"{score:g} is not in [{self.lowest:g}, {self.highest:g}]")
         return score
+
+    def _last(self, text: str) -> re.Match[str] | None:
+        """The last score in a text."""
+        found = re.compile(self.pattern).finditer(text, max(0, len(text) - _READ))
+        return next(iter(deque(found, maxlen=1)), None)
 
 
 def data_url(picture: "Image") -> str:

@@ -245,19 +245,29 @@ class Format(TextReward):
     """1 for exactly one non-empty `<reasoning>..</reasoning>` that is followed by an answer; else 0.
 
     Args:
-        opened: the prompt ends with `<reasoning>`: the text goes on behind it.
+        opened: the prompt ends with the opening tag: the text goes on behind it.
+        tag: the name of the tag.
+
+    Raises:
+        UserError: the tag is no word.
     """
 
     name: ClassVar[str] = "format"
 
     opened: bool = False
+    tag: str = "reasoning"
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w+", self.tag):
+            raise UserError(f"reward format: tag must be a word such as think, not {self.tag!r}")
 
     def read(self, text: str, row: Row) -> Score:
         del row
-        text = f"<reasoning>{text}" if self.opened else text
-        if text.count("<reasoning>") != 1 or text.count("</reasoning>") != 1:
+        opening, closing = f"<{self.tag}>", f"</{self.tag}>"
+        text = f"{opening}{text}" if self.opened else text
+        if text.count(opening) != 1 or text.count(closing) != 1:
             return Score.ok(0)
-        inside, _, after = text.partition("<reasoning>")[2].partition("</reasoning>")
+        inside, _, after = text.partition(opening)[2].partition(closing)
         # A closing tag before the opening one leaves the second partition without a separator, hence without an answer.
         return Score.ok(not _is_empty(inside) and answer_span(after) is not None)
 

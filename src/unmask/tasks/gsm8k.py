@@ -12,7 +12,7 @@ from unmask.rewards.text import Format, Integer, Number, gold_number
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out
 from unmask.tasks.hub import Source
-from unmask.tasks.protocols import D1, MASKGRPO, UNMASK, Protocol
+from unmask.tasks.protocols import OF_MATHEMATICS, Protocol
 
 INSTRUCTIONS = r"""You are an expert in mathematics. Work through the problem below step by step, then state the result.
 Write your reply in this layout, with the final number inside \boxed{}:
@@ -40,7 +40,7 @@ class GSM8K(Task):
 
     name: ClassVar[str] = "gsm8k"
 
-    protocols: ClassVar[Mapping[str, Protocol]] = {"unmask": UNMASK, "d1": D1, "maskgrpo": MASKGRPO}
+    protocols: ClassVar[Mapping[str, Protocol]] = OF_MATHEMATICS
     other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Number()}
 
     data: str = "openai/gsm8k"
@@ -69,7 +69,7 @@ class GSM8K(Task):
         return [
             Weighted(Number(), 2.0),
             Weighted(Integer(), 0.5),
-            Weighted(Format(opened=bool(self.asked_as.prefill)), 0.5),
+            Weighted(Format(opened=bool(self.asked_as.prefill), tag=self.asked_as.tag), 0.5),
         ]
 
     @property
@@ -96,16 +96,16 @@ class GSM8K(Task):
         except ValueError as error:
             raise UserError(f"{place}: field 'answer': {error}; it must end in #### and a number") from error
         protocol = self.asked_as
-        prompt = protocol.chat(INSTRUCTIONS, row["question"].strip())
+        prompt = protocol.chat(protocol.tagged(INSTRUCTIONS), row["question"].strip())
         built = {**row, "prompt": prompt, "id": f"gsm8k-{part}-{place.rpartition(' ')[2]}"}
         steps, marked, gold = row["answer"].rpartition("####")
         if marked and steps.strip():
-            built["completion"] = _demonstration(steps, gold).removeprefix(protocol.prefill)
+            built["completion"] = _demonstration(steps, gold, protocol.tag).removeprefix(protocol.prefill)
         return built
 
 
-def _demonstration(steps: str, gold: str) -> str:
+def _demonstration(steps: str, gold: str, tag: str) -> str:
     """The reference solution in the layout that the prompt asks for, without the calculator marks `<<..>>`."""
     reasoning = re.sub(r"<<[^<>]*>>", "", steps).strip()
     number = gold.replace(",", "").replace("$", "").strip()
-    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{number}}}\n</answer>"
+    return f"<{tag}>\n{reasoning}\n</{tag}>\n<answer>\n\\boxed{{{number}}}\n</answer>"

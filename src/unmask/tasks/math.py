@@ -13,7 +13,7 @@ from unmask.rewards.verifier import installed
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out
 from unmask.tasks.hub import Source
-from unmask.tasks.protocols import D1, MASKGRPO, UNMASK, Protocol
+from unmask.tasks.protocols import OF_MATHEMATICS, Protocol
 
 INSTRUCTIONS = r"""You are an expert in mathematics. Work through the problem below step by step, then state the result.
 Write your reply in this layout, with the final answer in LaTeX inside \boxed{}:
@@ -44,7 +44,7 @@ class MathTask(Task):
 
     name: ClassVar[str] = "math"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
-    protocols: ClassVar[Mapping[str, Protocol]] = {"unmask": UNMASK, "d1": D1, "maskgrpo": MASKGRPO}
+    protocols: ClassVar[Mapping[str, Protocol]] = OF_MATHEMATICS
     other_parsers: ClassVar[Mapping[str, Reward]] = {"unmask-rules": Math(second_opinion=False), "d1": D1Math()}
 
     data: str = ""
@@ -81,7 +81,7 @@ class MathTask(Task):
         return chosen
 
     def rewards(self) -> list[Weighted]:
-        form = Format(opened=bool(self.asked_as.prefill))
+        form = Format(opened=bool(self.asked_as.prefill), tag=self.asked_as.tag)
         return [Weighted(Math(), 2.0), Weighted(Boxed(), 0.5), Weighted(form, 0.5)]
 
     @property
@@ -125,9 +125,9 @@ class MathTask(Task):
         return {
             **row,
             "id": f"{self.name}-{part}-{place.rpartition(' ')[2]}",
-            "prompt": protocol.chat(INSTRUCTIONS, row["problem"].strip()),
+            "prompt": protocol.chat(protocol.tagged(INSTRUCTIONS), row["problem"].strip()),
             "answer": answer,
-            "completion": _demonstration(row["solution"], answer).removeprefix(protocol.prefill),
+            "completion": _demonstration(row["solution"], answer, protocol.tag).removeprefix(protocol.prefill),
             "category": row.get("subject") or row.get("type"),
         }
 
@@ -140,6 +140,6 @@ class Math500(MathTask):
     splits: ClassVar[tuple[str, ...]] = ("test",)
 
 
-def _demonstration(solution: str, answer: str) -> str:
+def _demonstration(solution: str, answer: str, tag: str) -> str:
     """The reference solution in the layout that the prompt asks for."""
-    return f"<reasoning>\n{solution.strip()}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
+    return f"<{tag}>\n{solution.strip()}\n</{tag}>\n<answer>\n\\boxed{{{answer}}}\n</answer>"

@@ -12,12 +12,18 @@ class Protocol:
         answer_length: answer slots; None: the task's own.
         tokens_per_step: of greedy low-confidence decoding.
         block: slots of a block; None: this protocol fixes no decoding, the model's own is used.
+        tag: what encloses the steps of an answer, where a task asks for steps.
     """
 
     prefill: str = ""
     answer_length: int | None = None
     tokens_per_step: int = 1
     block: int | None = None
+    tag: str = "reasoning"
+
+    def tagged(self, text: str) -> str:
+        """A text whose steps stand in `<reasoning>..</reasoning>`, with this protocol's tag instead."""
+        return text.replace("reasoning>", f"{self.tag}>")
 
     def chat(self, instructions: str, question: str) -> list[dict[str, str]]:
         """A prompt: the instructions inside the user's turn, a blank line, the question; then the prefill."""
@@ -33,5 +39,9 @@ D1 = Protocol(prefill="<reasoning>", answer_length=256, tokens_per_step=2, block
 """d1 (arXiv 2504.12216), lengths 128, 256 and 512, two tokens per step."""
 MASKGRPO = Protocol(prefill="<reasoning>", answer_length=512, block=64)
 """MaskGRPO (arXiv 2510.02880) on LLaDA, one token per step."""
+MASKGRPO_MMADA = Protocol(prefill="<think>", answer_length=512, block=64, tag="think")
+"""MaskGRPO on MMaDA, which was taught to think between these tags."""
 MASKGRPO_CODE = Protocol(answer_length=256, block=32)
 """MaskGRPO on MBPP: no layout is asked for, hence no prefill."""
+OF_MATHEMATICS = {"unmask": UNMASK, "d1": D1, "maskgrpo": MASKGRPO, "maskgrpo-mmada": MASKGRPO_MMADA}
+"""How tasks that ask for steps and a result can be asked."""

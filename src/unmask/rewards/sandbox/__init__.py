@@ -1,4 +1,4 @@
-"""Running code that a model wrote: `CodeExecutor`, and `LocalSandbox`, which needs nothing but Linux.
+"""Running code that a model wrote: `CodeExecutor`, `LocalSandbox`, which needs nothing but Linux, and `E2BSandbox`.
 
 **Threat model.** The candidate's code is hostile: trained by reinforcement, it does whatever pays. The tests, their
 setup, the machine and its kernel are trusted. Three things are protected.
@@ -15,7 +15,8 @@ backend: bubblewrap (namespaces, all mounts read-only, of the file system only w
 cannot start, Landlock (reading below a few paths, nothing else). Root is given up first. A worker has limits of
 memory, processor and wall time; an answer has a largest size and depth. Nothing of a candidate outlives its test, so
 jails are kept and serve many jobs. Before a backend is used it is started and must refuse a list of escapes; if none
-does, that is a `UserError`. Never is code run without a sandbox.
+does, that is a `UserError`. Never is code run without a sandbox. In a micro-VM of E2B the VM is the jail, and workers
+keep their system calls, limits and user.
 
 *The statistics.* A candidate cannot choose an infra error. A worker reports that it is ready before it gets the code;
 what goes wrong before that is the machine's fault, what goes wrong after it the candidate's.
@@ -26,7 +27,8 @@ hard-code; values that the candidate read from files below /usr, all of which it
 candidates cannot write files, start threads or processes, or hand objects of classes of their own to a test.
 """
 
+from unmask.rewards.sandbox.e2b import E2BSandbox
 from unmask.rewards.sandbox.jobs import CodeExecutor, CodeJob, CodeResult, Limits
 from unmask.rewards.sandbox.local import LocalSandbox
 
-__all__ = ["CodeExecutor", "CodeJob", "CodeResult", "Limits", "LocalSandbox"]
+__all__ = ["CodeExecutor", "CodeJob", "CodeResult", "E2BSandbox", "Limits", "LocalSandbox"]

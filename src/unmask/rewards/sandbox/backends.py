@@ -6,24 +6,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+from unmask.rewards.sandbox import program
 from unmask.rewards.sandbox.inside import confine
-
-_INSIDE = "unmask.rewards.sandbox.inside"
-_MODULES = ("wire", "confine", "worker", "judge", "supervisor")  # in the order in which they import each other
-_BOOT = """import sys
-if sys.version_info < (3, 10):
-    sys.exit("Python 3.10 or newer is needed")
-sys.path[:] = [p for p in sys.path if p]
-package = sys.modules[sys.argv[1]] = type(sys)(sys.argv[1])
-for name, source in zip(sys.argv[2::2], sys.argv[3::2]):
-    module = sys.modules[package.__name__ + "." + name] = type(sys)(name)
-    setattr(package, name, module)
-    exec(compile(source, name, "exec"), module.__dict__)
-module.main()"""
 
 
 class Backend(ABC):
@@ -70,7 +57,7 @@ class Bubblewrap(Backend):
             words += ["--ro-bind-try", path, path]
         for path in ("/dev/null", "/dev/urandom"):
             words += ["--dev-bind", path, path]
-        return [*words, "--remount-ro", "/", "--", *_program(python)]
+        return [*words, "--remount-ro", "/", "--", *program.words(python)]
 
     def readable(self, python: str, packages: Sequence[str]) -> list[str] | None:
         del python, packages
@@ -92,7 +79,7 @@ class Landlock(Backend):
 
     def command(self, python: str, packages: Sequence[str]) -> list[str]:
         del packages
-        return _program(python)
+        return program.words(python)
 
     def readable(self, python: str, packages: Sequence[str]) -> list[str] | None:
         system = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/urandom", *_homes(python))
@@ -131,13 +118,3 @@ def _homes(python: str) -> list[str]:
     """The installation of an interpreter, where that is not below /usr; `/x/bin/python` is taken to live in `/x`."""
     home = Path(python).resolve().parent.parent
     return [] if home.is_relative_to("/usr") or home == Path("/") else [str(home)]
-
-
-def _program(python: str) -> list[str]:
-    return [python, "-s", "-S", "-B", "-c", _BOOT, _INSIDE, *_sources()]
-
-
-@cache
-def _sources() -> tuple[str, ...]:
-    folder = Path(__file__).parent / "inside"
-    return tuple(word for name in _MODULES for word in (name, (folder / f"{name}.py").read_text(encoding="utf-8")))

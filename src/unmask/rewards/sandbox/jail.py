@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from unmask.rewards.sandbox import program
 from unmask.rewards.sandbox.backends import Backend, account
 from unmask.rewards.sandbox.inside.wire import write_frame
-from unmask.rewards.sandbox.jobs import CodeJob, CodeResult, Limits, provided_names
+from unmask.rewards.sandbox.jobs import CodeJob, CodeResult, Limits
 
 _START = 20.0
 _GRACE = 30.0
@@ -35,7 +36,6 @@ class Jail:
 
     def __init__(self, backend: Backend, python: str, packages: Sequence[str], limits: Limits):
         self._limits = limits
-        environment = {"PATH": "/usr/bin", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         options: dict[str, Any] = account().options()
         try:
             self._process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Jail:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=environment,
+                env=program.ENVIRONMENT,
                 cwd="/",
                 start_new_session=True,
                 **options,
@@ -53,16 +53,8 @@ class Jail:
             raise JailError(str(error)) from error
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out, self._err = self._process.stdin, self._process.stdout, self._process.stderr
-        order = {
-            "readable": backend.readable(python, packages),
-            "packages": list(packages),
-            "memory": limits.memory_mib << 20,
-            "cpu_seconds": int(limits.seconds) + 2,
-            "seconds": limits.seconds,
-            "job_seconds": limits.job_seconds,
-        }
         try:
-            self._send(order)
+            self._send(program.order(limits, packages, backend.readable(python, packages)))
             self._receive(_START)
         except JailError as error:
             self.close()
@@ -75,16 +67,7 @@ class Jail:
             JailError: the jail had ended before it accepted the job.
         """
         nonce = secrets.token_hex(16)
-        self._send(
-            {
-                "nonce": nonce,
-                "code": job.code,
-                "tests": job.tests,
-                "setup": job.setup,
-                "names": provided_names(job.tests, job.setup, job.entry),
-                "entry": job.entry,
-            }
-        )
+        self._send(program.message(job, nonce))
         if self._receive(_START) != {"accepted": nonce}:
             raise JailError("the jail answered out of turn")
         try:

@@ -14,36 +14,9 @@ from unmask.errors import UserError
 from unmask.rewards.sandbox.backends import BACKENDS, Backend, interpreters
 from unmask.rewards.sandbox.jail import Jail, JailError
 from unmask.rewards.sandbox.jobs import CodeExecutor, CodeJob, CodeResult, Limits
+from unmask.rewards.sandbox.proof import FILES, proof
 
 log = logging.getLogger(__name__)
-
-# Tries what a jail must refuse, and says what succeeded. The names are those of the refusals that the proof expects.
-_PROOF = CodeJob(
-    """
-import ctypes, os, socket, threading
-def escapes(outside, pid):
-    def attempt(what, do):
-        try:
-            do()
-            done.append(what)
-        except (OSError, RuntimeError):
-            pass
-    done = []
-    for path in ("/etc/passwd", "/proc/self/environ", outside):
-        attempt("read " + path, lambda: open(path).close())
-    for path in ("/tmp/unmask", "/dev/shm/unmask", "/dev/null", outside):
-        attempt("write " + path, lambda: os.close(os.open(path, os.O_WRONLY | os.O_CREAT)))
-    attempt("signal", lambda: os.kill(pid, 0))
-    attempt("process", os.fork)
-    attempt("program", lambda: os.execv("/usr/bin/env", ["env"]))
-    attempt("socket", socket.socket)
-    attempt("thread", threading.Thread(target=int).start)
-    attempt("list", lambda: os.listdir("/root") or os.listdir("/home"))
-    return done
-""",
-    (f"assert escapes({os.path.abspath(__file__)!r}, {os.getpid()}) == []",),
-)
-"""The first test of every backend."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +102,7 @@ def _trial(backend: Backend) -> str | Failure:
         except JailError as error:
             reasons.append(f"{python}: {error}")
             continue
-        result = jail.run(_PROOF)
+        result = jail.run(proof(FILES, os.getpid()))
         jail.close()
         if result.passed == 1:
             return python

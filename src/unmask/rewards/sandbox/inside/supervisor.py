@@ -16,7 +16,7 @@ from unmask.rewards.sandbox.inside import confine, worker
 from unmask.rewards.sandbox.inside.judge import READY, judge
 from unmask.rewards.sandbox.inside.wire import WireError, read_frame, write_frame
 
-_LARGEST_JOB = 1 << 24
+LARGEST_JOB = 1 << 24
 _PATIENCE = 20.0
 """Seconds in which a worker must be ready for the code. Past it the machine is at fault, not the candidate."""
 
@@ -28,6 +28,19 @@ class NotReady(Exception):
 def main():
     """Serve until stdin ends."""
     order = read_frame(0)
+    control, null = start(order)
+    write_frame(1, {"ready": True})
+    while True:
+        try:
+            job = read_frame(0, LARGEST_JOB)
+        except WireError:  # stdin has ended
+            os._exit(0)
+        write_frame(1, {"accepted": job["nonce"]})
+        write_frame(1, answer(control, null, job, order))
+
+
+def start(order):
+    """Give up what this process does not need, and make the zygote; its socket, and a descriptor of /dev/null."""
     sys.path += order["packages"]
     worker.preload()
     null = os.open("/dev/null", os.O_RDWR)
@@ -42,17 +55,15 @@ def main():
         finally:
             os._exit(1)
     other.close()
-    write_frame(1, {"ready": True})
-    while True:
-        try:
-            job = read_frame(0, _LARGEST_JOB)
-        except WireError:  # stdin has ended
-            os._exit(0)
-        write_frame(1, {"accepted": job["nonce"]})
-        try:
-            write_frame(1, {"nonce": job["nonce"], "outcomes": _run(control, null, job, order)})
-        except NotReady as error:
-            write_frame(1, {"nonce": job["nonce"], "infra_error": str(error)})
+    return control, null
+
+
+def answer(control, null, job, order):
+    """What became of a job: `outcomes`, or `infra_error` where no worker became ready; with the job's nonce."""
+    try:
+        return {"nonce": job["nonce"], "outcomes": _run(control, null, job, order)}
+    except NotReady as error:
+        return {"nonce": job["nonce"], "infra_error": str(error)}
 
 
 def _run(control, null, job, order):

@@ -19,9 +19,16 @@ class WireError(Exception):
     """A frame or a value that does not cross: too large, too deep, of a class, malformed, or the other side ended."""
 
 
-def write_frame(fd, message):
+def frame(message):
     body = json.dumps(message).encode()
-    data = len(body).to_bytes(4, "big") + body
+    return len(body).to_bytes(4, "big") + body
+
+
+def write_frame(fd, message):
+    write(fd, frame(message))
+
+
+def write(fd, data):
     while data:
         data = data[os.write(fd, data) :]
 
