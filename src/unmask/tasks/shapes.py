@@ -8,6 +8,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.shapes import COLOURS, OPPOSITE, SHAPES, ShapesDrawn
 from unmask.tasks.base import Row, World, by_split
@@ -80,6 +81,10 @@ class Shapes(World):
 
     A careless demonstration makes the typical mistake of its category (`Caption.careless`), and is more likely in
     harder categories (`careless_at_fewest`, `careless_at_most`).
+
+    Args:
+        categories: of training rows, each equally often; one that is named twice comes twice as often. Validation and
+            test have all six.
     """
 
     name: ClassVar[str] = "shapes"
@@ -95,9 +100,17 @@ class Shapes(World):
     answer_length: int = 64
     validation_items: int = 240
     test_items: int = 480
+    categories: tuple[str, ...] = CATEGORIES
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = [name for name in self.categories if name not in CATEGORIES]
+        if unknown or not self.categories:
+            given = repr(unknown[0]) if unknown else "none"
+            raise UserError(f"task shapes: categories are some of {', '.join(CATEGORIES)}, not {given}")
 
     def make(self, split: str, rng: random.Random) -> Row:
-        category = rng.choice(CATEGORIES)
+        category = rng.choice(self.categories)
         caption = rng.choice(captions()[split, category])
         careless = self.is_careless(split, CATEGORIES.index(category) / (len(CATEGORIES) - 1), rng)
         drawn = caption.careless() if careless else caption
