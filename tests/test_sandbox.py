@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -614,7 +615,8 @@ def test_a_jail_that_was_killed_is_replaced_and_a_kill_in_mid_job_is_no_infra_er
     def kill_at_work():
         assert until(lambda: processes() > idle)
         for pid, _ in processes() - before:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it dies with its parent
+                os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_at_work)
     killer.start()
