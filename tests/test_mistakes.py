@@ -143,7 +143,8 @@ MISTAKES = {
         eval M --task no-such                       | there is no task 'no-such'; choose one of
         eval M --tsak sudoku                        | unknown option --tsak; did you mean --task?
         eval M --task sudoku --split holiday        | no split 'holiday'; it has train
-        eval M --task sudoku --data f.jsonl         | --data: task sudoku is generated
+        eval M --task sudoku --data f.jsonl         | data file f.jsonl cannot be read
+        eval M --task arithmetic --data f.jsonl     | --data: task arithmetic is generated
         eval M --task sudoku --parser nope          | --parser nope; sudoku
         eval M --task sudoku --protocol nope        | --protocol nope; sudoku
         eval M --task sudoku --items 0              | items must be at least 1, not 0
@@ -179,7 +180,7 @@ MISTAKES = {
         eval M --task sudoku --resume               | --resume needs --out FILE
         eval M --task sudoku --out D/gsm.jsonl      | --out D/gsm.jsonl exists already: add --resume
         eval --task sudoku --generations D/grid.jsonl --out D/gsm.jsonl | exists already: choose another file
-        eval M --task sudoku --protocol d1          | --protocol d1: task sudoku has unmask
+        eval M --task arithmetic --protocol d1      | --protocol d1: task arithmetic has unmask
         eval M --task gsm8k --protocol d2           | --protocol d2: task gsm8k has unmask, d1, maskgrpo
         eval M --task math500                       | task math500 needs your copy of the data: name it with --data
         eval --task mbpp --generations D/tests.jsonl | D/tests.jsonl, row 1: the ground truth must be a list of Python
@@ -277,19 +278,19 @@ MISTAKES = {
         train --config D/ünï.yaml --out x           | D/ünï.yaml: unknown key 'schrïtte'
     """,
     "data": """
-        T --data D/none.jsonl                       | data file D/none.jsonl cannot be read
-        T --data D/here                             | data file D/here cannot be read
-        T --data D/json.jsonl --reward format       | D/json.jsonl, row 2: not JSON; one JSON object
-        T --data D/array.jsonl --reward format      | D/array.jsonl, row 3: a JSON list
-        T --data D/missing.jsonl --reward format    | D/missing.jsonl, row 2: field 'prompt' is missing; write
-        T --data D/number.jsonl --reward format     | D/number.jsonl, row 1: field 'prompt' must be a list of {role
-        T --data D/blank.jsonl --reward format      | D/blank.jsonl, row 1: field 'prompt' is empty; write
-        T --data D/turn.jsonl --reward format       | D/turn.jsonl, row 1: field 'prompt': each turn needs
-        T --data D/empty.jsonl --reward format      | data file D/empty.jsonl has no rows
-        T --data D/latin.jsonl --reward format      | data file D/latin.jsonl is not UTF-8 text (byte 15); convert it
-        S --data D/asks.jsonl                       | D/asks.jsonl, row 1: field 'messages' must end in an assistant's
-        S --data D/chat.jsonl                       | D/chat.jsonl, row 1: field 'messages' must be a list of {role
-        S --data D/completion.jsonl                 | D/completion.jsonl, row 1: field 'completion' must be a text
+        T --task Prompts --data D/none.jsonl | data file D/none.jsonl cannot be read
+        T --task Prompts --data D/here | data file D/here cannot be read
+        T --task Prompts --data D/json.jsonl --reward format | D/json.jsonl, row 2: not JSON; one JSON object
+        T --task Prompts --data D/array.jsonl --reward format | D/array.jsonl, row 3: a JSON list
+        T --task Prompts --data D/missing.jsonl --reward format | D/missing.jsonl, row 2: field 'prompt' is missing; write
+        T --task Prompts --data D/number.jsonl --reward format | D/number.jsonl, row 1: field 'prompt' must be a list of {role
+        T --task Prompts --data D/blank.jsonl --reward format | D/blank.jsonl, row 1: field 'prompt' is empty; write
+        T --task Prompts --data D/turn.jsonl --reward format | D/turn.jsonl, row 1: field 'prompt': each turn needs
+        T --task Prompts --data D/empty.jsonl --reward format | data file D/empty.jsonl has no rows
+        T --task Prompts --data D/latin.jsonl --reward format | data file D/latin.jsonl is not UTF-8 text (byte 15); convert it
+        S --task Prompts --data D/asks.jsonl | D/asks.jsonl, row 1: field 'messages' must end in an assistant's
+        S --task Prompts --data D/chat.jsonl | D/chat.jsonl, row 1: field 'messages' must be a list of {role
+        S --task Prompts --data D/completion.jsonl | D/completion.jsonl, row 1: field 'completion' must be a text
         eval M --task gsm8k --data D/question.jsonl | D/question.jsonl, row 1: field 'answer': no number; ####
         eval M --task gsm8k --data D/answer.jsonl   | D/answer.jsonl, row 1: field 'answer' must be a text
         eval M --task gsm8k --data D/nowhere/x      | data file D/nowhere/x cannot be read
@@ -319,7 +320,7 @@ MISTAKES = {
         T --reward remote:http://127.0.0.1:P/nope   | remote reward nope; HTTP 404; this server has sudoku
         T --reward judge:http://127.0.0.1:1/m       | is no address of a judge; judge:http://HOST:PORT/v1/MODEL
         T --reward                                  | --reward needs a value
-        train --config demo-sudoku --out D/o --model M --data D/chatty.jsonl | no reward of its own; --reward
+        train --config demo-sudoku --out D/o --model M --task Prompts --data D/chatty.jsonl | no reward of its own; --reward
     """,
     "checkpoints": """
         sample L/json --prompt 1                    | L/json/config.json cannot be read as JSON

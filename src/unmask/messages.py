@@ -152,7 +152,7 @@ def _leaf(line: str, kind: Any, owner: str, hints: Hints, given: str | None) -> 
 
 
 def _unknown_key(name: str, owner: str, hints: Hints) -> str:
-    if len(hints) < 12:
+    if len(hints) < 20:
         return f"{owner} has no option {short(name)!r}; it has {', '.join(hints) or 'none'}".strip()
     name = name.partition(".")[0]
     near = close(name, hints)
