@@ -32,7 +32,7 @@ LAYERS = [
         "messages",
         "pictures",
     },
-    {"types", "random", "schedules"},
+    {"types", "random", "schedules", "tensors"},
     {"errors"},
 ]
 RANK = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -51,7 +51,7 @@ FILES: dict[str, str | bytes] = {
     "empty.jsonl": "\n",
     "latin.jsonl": b'{"prompt": "caf\xe9"}\n',
     "asks.jsonl": '{"messages": [{"role": "user", "content": "hi"}]}\n',
-    "chatty.jsonl": '{"prompt": "hi"}\n{"prompt": "ho"}\n',
+    "ho.jsonl": '{"prompt": "hi"}\n{"prompt": "ho"}\n',
     "chat.jsonl": '{"messages": {"role": "user"}}\n',
     "completion.jsonl": '{"prompt": "hi", "completion": ["x"]}\n',
     "question.jsonl": '{"question": "1 + 1?", "answer": "#### two"}\n',
@@ -278,19 +278,19 @@ MISTAKES = {
         train --config D/ünï.yaml --out x           | D/ünï.yaml: unknown key 'schrïtte'
     """,
     "data": """
-        T --task Prompts --data D/none.jsonl | data file D/none.jsonl cannot be read
-        T --task Prompts --data D/here | data file D/here cannot be read
-        T --task Prompts --data D/json.jsonl --reward format | D/json.jsonl, row 2: not JSON; one JSON object
-        T --task Prompts --data D/array.jsonl --reward format | D/array.jsonl, row 3: a JSON list
-        T --task Prompts --data D/missing.jsonl --reward format | D/missing.jsonl, row 2: field 'prompt' is missing; write
-        T --task Prompts --data D/number.jsonl --reward format | D/number.jsonl, row 1: field 'prompt' must be a list of {role
-        T --task Prompts --data D/blank.jsonl --reward format | D/blank.jsonl, row 1: field 'prompt' is empty; write
-        T --task Prompts --data D/turn.jsonl --reward format | D/turn.jsonl, row 1: field 'prompt': each turn needs
-        T --task Prompts --data D/empty.jsonl --reward format | data file D/empty.jsonl has no rows
-        T --task Prompts --data D/latin.jsonl --reward format | data file D/latin.jsonl is not UTF-8 text (byte 15); convert it
-        S --task Prompts --data D/asks.jsonl | D/asks.jsonl, row 1: field 'messages' must end in an assistant's
-        S --task Prompts --data D/chat.jsonl | D/chat.jsonl, row 1: field 'messages' must be a list of {role
-        S --task Prompts --data D/completion.jsonl | D/completion.jsonl, row 1: field 'completion' must be a text
+        TP --data D/none.jsonl                      | data file D/none.jsonl cannot be read
+        TP --data D/here                            | data file D/here cannot be read
+        TP --data D/json.jsonl --reward format      | D/json.jsonl, row 2: not JSON; one JSON object
+        TP --data D/array.jsonl --reward format     | D/array.jsonl, row 3: a JSON list
+        TP --data D/missing.jsonl --reward format   | D/missing.jsonl, row 2: field 'prompt' is missing; write
+        TP --data D/number.jsonl --reward format    | D/number.jsonl, row 1: field 'prompt' must be a list of {role
+        TP --data D/blank.jsonl --reward format     | D/blank.jsonl, row 1: field 'prompt' is empty; write
+        TP --data D/turn.jsonl --reward format      | D/turn.jsonl, row 1: field 'prompt': each turn needs
+        TP --data D/empty.jsonl --reward format     | data file D/empty.jsonl has no rows
+        TP --data D/latin.jsonl --reward format     | data file D/latin.jsonl is not UTF-8 text (byte 15); convert it
+        SP --data D/asks.jsonl                      | D/asks.jsonl, row 1: field 'messages' must end in an assistant's
+        SP --data D/chat.jsonl                      | D/chat.jsonl, row 1: field 'messages' must be a list of {role
+        SP --data D/completion.jsonl                | D/completion.jsonl, row 1: field 'completion' must be a text
         eval M --task gsm8k --data D/question.jsonl | D/question.jsonl, row 1: field 'answer': no number; ####
         eval M --task gsm8k --data D/answer.jsonl   | D/answer.jsonl, row 1: field 'answer' must be a text
         eval M --task gsm8k --data D/nowhere/x      | data file D/nowhere/x cannot be read
@@ -320,7 +320,7 @@ MISTAKES = {
         T --reward remote:http://127.0.0.1:P/nope   | remote reward nope; HTTP 404; this server has sudoku
         T --reward judge:http://127.0.0.1:1/m       | is no address of a judge; judge:http://HOST:PORT/v1/MODEL
         T --reward                                  | --reward needs a value
-        train --config demo-sudoku --out D/o --model M --task Prompts --data D/chatty.jsonl | no reward of its own; --reward
+        train --config demo-sudoku --out D/o --model M --task Prompts --data D/ho.jsonl | no reward of its own; --reward
     """,
     "checkpoints": """
         sample L/json --prompt 1                    | L/json/config.json cannot be read as JSON
@@ -377,8 +377,9 @@ def spelled(command: str, folder: Path) -> list[str]:
     tune = ["sft", "--config", str(folder / "tuned.yaml"), "--model", str(folder / "model"), "--out", str(folder / "s")]
     given: list[str] = []
     for word in command.split():
-        if word in ("T", "S"):
-            given += train if word == "T" else tune
+        if word in ("T", "S", "TP", "SP"):
+            given += train if word[0] == "T" else tune
+            given += ["--task", "Prompts"] if word[1:] else []
         else:
             given.append(paths(str(folder / "model") if word == "M" else word, folder))
     return given

@@ -86,7 +86,7 @@ def test_a_kill_within_any_write_changes_nothing(folder, straight):
     """The n-th rename or file of tensors kills the process: before a rename, with half a file written."""
 
     def dies_in_write(number: int) -> None:
-        count, replace, save = 0, os.replace, unmask.learner.save_file
+        count, replace, save = 0, os.replace, unmask.learner.write_tensors
 
         def due() -> bool:
             nonlocal count
@@ -98,13 +98,13 @@ def test_a_kill_within_any_write_changes_nothing(folder, straight):
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(*paths)
 
-        def dying_save(tensors, path):
-            save(tensors, path)
+        def dying_save(path, tensors):
+            save(path, tensors)
             if due():
                 os.truncate(path, os.path.getsize(path) // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        os.replace, unmask.learner.save_file = dying_replace, dying_save
+        os.replace, unmask.learner.write_tensors = dying_replace, dying_save
         run(folder, "dying", *LONG, resume=True)
 
     deaths = 0
@@ -164,17 +164,17 @@ def test_a_second_interrupt_stops_at_once(folder):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(folder, straight, monkeypatch):
-    save = unmask.learner.save_file
+    save = unmask.learner.write_tensors
 
-    def full(tensors, path):
+    def full(path, tensors):
         if "step-3" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path)
+        save(path, tensors)
 
-    monkeypatch.setattr(unmask.learner, "save_file", full)
+    monkeypatch.setattr(unmask.learner, "write_tensors", full)
     with pytest.raises(RunError, match=r"step-3: the disk is full; make room, then --resume"):
         run(folder, "full", *LONG)
-    monkeypatch.setattr(unmask.learner, "save_file", save)
+    monkeypatch.setattr(unmask.learner, "write_tensors", save)
     run(folder, "full", *LONG, resume=True)
     same(straight[0], folder / "full")
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import UserError
 from unmask.run_directory import write_json, writing
 from unmask.runtime import Optimizer, Runtime
+from unmask.tensors import write_tensors
 from unmask.types import Policy
 
 MakePolicy = Callable[[Callable[..., Tensor], Callable[[], AbstractContextManager]], Policy]
@@ -163,7 +163,7 @@ class Learner:
             for name, tensors in parts.items():
                 gathered = on_main(self.runtime, tensors)
                 if self.runtime.main:
-                    save_file(gathered, temporary / f"{name}.safetensors")
+                    write_tensors(temporary / f"{name}.safetensors", gathered)
                 del gathered
             if self.runtime.main:
                 write_json(temporary / "state.json", {**state, "updates": self.updates})

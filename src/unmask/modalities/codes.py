@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.pictures import StoredPicture, picture_in
+from unmask.tensors import write_tensors
 
 _AT_ONCE = 32  # pictures
 _MOST_KEPT = 2**30  # bytes of codes in memory
@@ -118,7 +119,7 @@ class Codes:
             file = self._file(self.folder, key)
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as partial:
-                save_file({"codes": codes}, Path(partial) / file.name)
+                write_tensors(Path(partial) / file.name, {"codes": codes})
                 os.replace(Path(partial) / file.name, file)
 
     def _remember(self, key: str, codes: Tensor) -> None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.errors import UserError
 from unmask.models.image_tokenizer import ImageTokenizer
 from unmask.models.settings import Settings
 from unmask.models.weights import write_json
+from unmask.tensors import write_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,4 +83,4 @@ class PatchCodebook(ImageTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", {"_class_name": "PatchCodebook", "patch_size": self.factor})
         stored = self.codebook.round().to(torch.uint8)
-        save_file({"codebook": stored}, folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", {"codebook": stored})

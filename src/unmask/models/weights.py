@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.errors import UserError
+from unmask.tensors import write_tensors
 
 SHARD_BYTES = 5 * 10**9
 """Weights above this size are written in several files."""
@@ -161,7 +161,7 @@ def write_weights(
         for name in shard:
             parts = [tensors[one].detach().to("cpu", dtypes[name]) for one in names[name]]
             content[name] = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
-        save_file(_unshared(content), folder / file, metadata={"format": "pt"})
+        write_tensors(folder / file, _unshared(content), {"format": "pt"})
         places |= dict.fromkeys(shard, file)
     if count > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
