@@ -444,7 +444,7 @@ def test_rewards_take_options_in_one_word(tmp_path):
     assert by_name("clip()") == ClipScore()
     for spec, says in (
         ("clip(modle=/x)", "'modle=/x' is no OPTION=VALUE with one of its options: device, dtype, batch, model"),
-        ("clip(batch=many)", "option batch must be a number, not 'many'"),
+        ("clip(batch=many)", "option batch must be a whole number, not 'many'"),
         ("clip(batch)", "'batch' is no OPTION=VALUE"),
         ("clip(batch=0)", "batch must be at least 1"),
         ("clap(batch=0)", r"there is no reward 'clap\(batch=0\)'"),

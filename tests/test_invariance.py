@@ -1,5 +1,6 @@
 """What must not change a run: micro-batches, a stop in between. A few updates in float64, 1e-9."""
 
+import re
 import subprocess
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from runs import distance, metrics, run, weights
 from unmask.errors import RunError, UserError
+from unmask.report import write_report
 from unmask.types import View
 from unmask.views import score
 
@@ -147,6 +149,11 @@ def test_a_reward_that_has_nothing_to_say_is_no_failure(straight):
     run(straight, "silent", "--reward", f"{silent}:every_second", "--steps", "1")
     (row,) = metrics(straight / "silent")
     assert row["rollout/dropped_share"] == 0.5 and row["reward/every_second_infra_error"] == 0
+    assert row["reward/every_second_not_applicable"] == 0.5
+    page = write_report(straight / "silent").read_text()
+    assert re.search(r"<th>every_second</th>.*?>50.0 %<.*?>0.0 %<.*?>50.0 %<.*?>0.0 %<", page)
+    assert "every_second_not_applicable" not in page
+    assert "What rewards said" not in write_report(straight / "straight").read_text()
 
 
 def test_an_early_stop_is_remembered_by_a_resumed_run(straight):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,8 +224,6 @@ def test_an_endpoint_without_log_probabilities_is_told_at_the_start_and_stops_a_
         judge = Judge(f"{endpoint.url}/v1", "judge", expectation=True)
         with pytest.raises(UserError, match="gives no log-probabilities, which expectation needs; leave it out"):
             judge.for_tokens(())
-        with pytest.raises(UserError, match="gives no log-probabilities"):
-            judge(PICTURES[:1], ROWS[:1])
         Judge(f"{endpoint.url}/v1", "judge").check()
     with Scripted(lambda *_: (200, {}, spoken(token("5", 1.0))), models=models) as endpoint:
         Judge(f"{endpoint.url}/v1", "judge", expectation=True).check()
@@ -232,6 +231,31 @@ def test_an_endpoint_without_log_probabilities_is_told_at_the_start_and_stops_a_
         endpoint = Scripted(lambda *_, a=(status, {}, body): a, models=models)
         with endpoint, pytest.raises(UserError, match="log-probabilities"):
             Judge(f"{endpoint.url}/v1", "judge", expectation=True).check()
+
+
+@pytest.mark.parametrize("what", NONE)
+def test_a_reply_without_log_probabilities_costs_that_picture_alone(what):
+    def answer(number, body):
+        asked = json.loads(body)["messages"][0]["content"][0]["text"]
+        return 200, {}, NONE[what] if "picture 3" in asked else spoken("Final Score: ", token("4", 1.0))
+
+    with Scripted(answer) as endpoint, pytest.warns(UserWarning, match="1 of 5 pictures.*no log-probabilities"):
+        scores = Judge(f"{endpoint.url}/v1", "judge", expectation=True)(PICTURES, ROWS)
+    assert [score.status for score in scores] == ["ok"] * 3 + ["infra_error", "ok"] and len(endpoint.bodies) == 6
+
+
+def test_settings_stand_where_the_judge_is_named(tmp_path):
+    settings = r"(expectation=TRUE, highest=7, lowest=0, pattern=mu=([0-9]), patience.ready=3)"
+    judge = Judge("http://h/v1", "org/m", expectation=True, highest=7, lowest=0, pattern="mu=([0-9])")
+    assert by_name(f"judge:http://h/v1/org/m{settings}") == replace(judge, patience=Patience(ready=3))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from unmask.rewards.judge import Judge\n"
+        "style = Judge('http://h/v1', 'm', template='Rate {prompt}, please.', options={'seed': 3})\n"
+    )
+    assert by_name(f"{file}:style").options == {"seed": 3} and by_name(f"{file}:style").label == "m"
+    with pytest.raises(UserError, match="option expectation must be true or false, not '1'"):
+        by_name("judge:http://h/v1/m(expectation=1)")
 
 
 def test_texts_are_not_judged():

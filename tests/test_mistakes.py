@@ -153,7 +153,7 @@ MISTAKES = {
         eval M --task sudoku --batch 0              | batch at least 1
         eval M --task sudoku --pictures D/x         | --pictures is for answers that are pictures
         eval M --task sudoku --reward nope          | there is no reward 'nope'
-        eval M --task sudoku --reward clip(batch=x) | reward clip: option batch must be a number, not 'x'
+        eval M --task sudoku --reward clip(batch=x) | reward clip: option batch must be a whole number, not 'x'
         eval M --task sudoku --task.nope 1          | task: Sudoku has no option 'nope'; it has
         eval --task hpsv2 --generations D/rows.json --task.judge.batch 0 | reward hps: batch must be at least 1
         eval M --task sudoku --out D/here           | --out D/here cannot be written: name a file

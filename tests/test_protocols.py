@@ -7,9 +7,12 @@ import pytest
 
 import unmask
 from unmask.cli import main
+from unmask.config import TrainConfig, parse
 from unmask.errors import UserError
-from unmask.rewards import Format, by_name
-from unmask.tasks import GSM8K, NAMES, MathTask
+from unmask.rewards import Boxed, Code, CountdownSolved, Format, by_name
+from unmask.rewards.code import Expression
+from unmask.rewards.sandbox import LocalSandbox
+from unmask.tasks import GSM8K, MBPP, NAMES, Countdown, MathTask, Programs, Prompts
 
 DATA = Path(__file__).parent / "data"
 QUESTION = [{"role": "user", "content": "How many?"}]
@@ -69,6 +72,46 @@ def test_the_tag_of_the_format_reward_can_be_named():
     assert by_name("format(tag=think)").judge("<think>so</think><answer>1</answer>", {}).value == 1
     with pytest.raises(UserError, match="tag must be a word"):
         Format(tag="<think>")
+
+
+def test_a_named_reward_of_the_task_fits_how_it_is_asked():
+    asked = GSM8K(data=str(DATA / "gsm8k.jsonl"), protocol="maskgrpo-mmada")
+    assert asked.named_reward("format") == Format(opened=True, tag="think")
+    assert asked.named_reward("format(tag=why)") == Format(opened=True, tag="why")
+    assert asked.named_reward("format(opened=false, tag=reasoning)") == Format()
+    assert GSM8K().named_reward("format") == Format()
+    assert asked.named_reward("boxed") == Boxed()
+    bare, chat = Countdown(partial=0.3), Countdown(protocol="d1")
+    assert bare.named_reward("countdown") == CountdownSolved(bare=True, partial=0.3) == bare.rewards()[0].reward
+    assert bare.named_reward("countdown(partial=0)") == CountdownSolved(bare=True, partial=0)
+    assert chat.named_reward("countdown") == CountdownSolved()
+    sandbox = LocalSandbox(workers=1)
+    assert MBPP(sandbox=sandbox).named_reward("code") == Code(sandbox=sandbox)
+    assert Programs(sandbox=sandbox).named_reward("code") == Expression(all_or_nothing=True, sandbox=sandbox)
+    assert Prompts(data="mine.jsonl").named_reward("format") == Format()
+
+
+def test_demonstrations_are_right_by_the_named_reward(tmp_path):
+    task = GSM8K(data=str(DATA / "gsm8k.jsonl"), protocol="d1")
+    words = ["--config", "llada-gsm8k", "--task.data", task.data, "--task.protocol", "d1", "--reward", "format"]
+    config = parse(TrainConfig, "train", [*words, "--out", str(tmp_path / "run")])
+    rows = task.rows("test")
+    (weighted,) = config.weighted_rewards()
+    assert {score.value for score in weighted.reward([row["completion"] for row in rows], rows)} == {1.0}
+
+
+def test_an_evaluation_reports_named_rewards_as_the_task_is_asked(tmp_path):
+    row = GSM8K(data=str(DATA / "gsm8k.jsonl"), protocol="d1").rows("test")[0]
+    item = {"task": "gsm8k", "question": row["prompt"], "ground_truth": row["answer"], "generation": row["completion"]}
+    stored, out = tmp_path / "stored.json", tmp_path / "out.json"
+    for protocol, mean in (("d1", 1.0), ("unmask", 0.0)):
+        stored.write_text(json.dumps({"protocol": protocol, "generations": [item]}))
+        words = ["--task", "gsm8k", "--generations", str(stored), "--reward", "format", "--out", str(out)]
+        assert main(["eval", *words]) == 0
+        assert json.loads(out.read_text())["rewards"]["format"]["mean"] == mean
+        out.unlink()
+    command = ["eval", "builtin:sudoku", "--task", "countdown", "--items", "2", "--reward", "countdwn"]
+    assert main(command) == 2
 
 
 def test_every_task_is_asked_by_its_own_default():

@@ -357,6 +357,25 @@ def test_at_its_start_a_run_asks_whether_the_server_would_judge():
         waiting.result(20)
 
 
+def test_settings_stand_where_the_reward_is_named(tmp_path):
+    settings = "batch=7, requests=2, patience.total=9, patience.tries=1"
+    patience = Patience(total=9, tries=1)
+    assert by_name(f"remote:http://h:1/a({settings})") == Remote(
+        "http://h:1", "a", batch=7, requests=2, patience=patience
+    )
+    file = tmp_path / "far.py"
+    file.write_text("from unmask.rewards.remote import Remote\nfar = Remote('http://h:1', 'a', batch=3)\n")
+    assert by_name(f"{file}:far") == Remote("http://h:1", "a", batch=3)
+    for wrong, says in (
+        ("url=http://x", "reward remote: 'url=http://x' is no OPTION=VALUE with one of its options: batch, requests"),
+        ("batch=65", r"batch must be in \[1, 64\]"),
+        ("patience=3", "'patience=3' is no OPTION=VALUE"),
+        ("patience.total=-1", "patience: connect, read, total and ready must be positive"),
+    ):
+        with pytest.raises(UserError, match=says):
+            by_name(f"remote:http://h:1/a({wrong})")
+
+
 @pytest.mark.parametrize("settings", [{"batch": 0}, {"batch": 65}, {"requests": 0}, {"model": ""}, {"url": ""}])
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(UserError):
@@ -417,6 +436,14 @@ def test_a_run_is_the_same_whether_its_reward_is_here_or_there(tmp_path):
     assert distance(tmp_path / "here", tmp_path / "there") == 0
 
 
+def test_settings_of_a_remote_reward_reach_a_run(tmp_path):
+    with Scripted(lambda _, body: (200, {}, reply(body))) as server:
+        run(tmp_path, "run", "--reward", f"remote:{server.url}/ones(batch=5, patience.total=9)", "--steps", "1")
+    sizes = [len(json.loads(body)["items"]) for body in server.bodies]
+    assert max(sizes) == 5 and sum(sizes) == 16
+    assert [row["reward/ones"] for row in metrics(tmp_path / "run")] == [1.0]
+
+
 MORTAL = """
 import os, pathlib
 lives = pathlib.Path(__file__).with_name("lives")
@@ -468,7 +495,7 @@ def test_a_server_that_stays_away_costs_its_samples_and_nothing_else(tmp_path, m
     program = Program("sudoku")
     url = program.addresses[0].rpartition("/")[0]
     cut = Cut(url, "sudoku", patience=Patience(connect=1, total=0.5), program=program)
-    monkeypatch.setattr("unmask.rl.by_name", lambda spec: cut)
+    monkeypatch.setattr("unmask.tasks.base.by_name", lambda spec, own: cut)
     more = ["--reward", "cut", "--save_every", "1", "--optimizer.weight_decay", "0.1", "--optimizer.warmup", "0"]
     with pytest.warns(UserWarning, match="did not judge 16 of 16 completions"):
         run(tmp_path, "run", *more, "--max_dropped_share", "1", "--keep_checkpoints", "3")

@@ -544,6 +544,21 @@ def test_names_lead_to_rewards_and_wrong_ones_are_explained():
         by_name("mine.py")
 
 
+def test_options_are_texts_numbers_and_truths():
+    assert by_name("sudoku(soft=True)") == SudokuSolved(soft=True)
+    assert by_name("code( all_or_nothing = TRUE )").all_or_nothing
+    assert by_name("countdown(bare=true, partial=.5)") == CountdownSolved(bare=True, partial=0.5)
+    assert by_name("math(second_opinion=False)") == Math(second_opinion=False)
+    assert by_name("code(sandbox.workers=3, sandbox.limits.seconds=5)").sandbox.limits.seconds == 5
+    for spec, says in (
+        ("sudoku(soft=1)", "reward sudoku: option soft must be true or false, not '1'"),
+        ("countdown(partial=nan)", "option partial must be a number, not 'nan'"),
+        ("exact(end_tokens=x)", "with one of its options: none"),
+    ):
+        with pytest.raises(UserError, match=says):
+            by_name(spec)
+
+
 def test_rewards_and_tasks_need_no_torch():
     heavy = ("torch", "numpy", "datasets", "transformers")
     code = f"import sys, unmask.tasks, unmask.rewards; print([m for m in {heavy} if m in sys.modules])"

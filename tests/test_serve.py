@@ -1,6 +1,7 @@
 """The reward server: what it answers, to whom, and that no request brings it down."""
 
 import base64
+import gc
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from reward_servers import Program, serving, until
 from unmask.cli import main
 from unmask.errors import UserError
 from unmask.rewards import PerItem, Reward, Score, ShapesDrawn, SudokuSolved, UserReward
-from unmask.serve.app import RewardApp
+from unmask.serve.app import Refusal, RewardApp
 from unmask.serve.images import picture_of, pixels_of
 from unmask.serve.worker import Worker
 from unmask.tasks import Shapes, Sudoku
@@ -252,6 +253,17 @@ def test_a_failure_is_not_remembered(tmp_path):
         assert error["type"] == "reward_failed" and "RuntimeError: cannot read [path]" in error["message"]
         broken.unlink()
         assert http.post("/v1/score", content=body, headers=JSON).status_code == 200
+
+
+def test_failed_requests_leave_nothing_behind():
+    http = client(Told())
+    wrong = [request("told", told("x", raise_=1), wrong=number) for number in range(4)]
+    wrong += [request("told", told("x", **{"raise": number})) for number in range(4)]
+    with http:
+        for one in wrong:
+            assert http.post("/v1/score", content=json.dumps(one), headers=JSON).status_code in (400, 422)
+        gc.collect()
+        assert not [one for one in gc.get_objects() if type(one) is Refusal]  # whose traceback holds the request
 
 
 def test_a_full_server_says_when_to_come_back(monkeypatch):

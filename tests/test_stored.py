@@ -100,8 +100,15 @@ def test_boxes_and_values_of_odd_expressions():
     with pytest.raises(ValueError, match="not closed"):
         last_box(r"\boxed{3")
     assert python_value("2**-1") == 0.5 and python_value("7//2") == 3 and python_value("1.5+1.") == 2.5
-    for text in ("1/0", "9**9**9", "07", "1 2", "1(2)", "()", "+", "1\n2", "a", "1" * 2000):
+    for text in ("1/0", "9**9**9", "07", "1 2", "1(2)", "()", "+", "1\n2", "a", "1" * 2000, "...", "2-..."):
         assert python_value(text) is None
+    assert D1Countdown().judge(r"\boxed{...}", {"numbers": [], "target": 3}).value == 0
+
+
+def test_a_countdown_without_numbers_is_refused():
+    with pytest.raises(ValueError, match="names no numbers and target"):
+        Countdown().stored_row("?", [[], 3])
+    assert Countdown().stored_row("?", [[1, 2], 3]) == {"numbers": [1, 2], "target": 3}
 
 
 def rows(file: Path, *items: dict) -> Path:

@@ -304,9 +304,7 @@ def rescore(stored: Stored, task: Task, parser: str | None = None, rewards: Sequ
     Raises:
         UserError: no generations of this task, a row without what the metric reads, or no such parser.
     """
-    asked = stored.about.get("protocol")
-    if isinstance(asked, str) and asked in task.protocols:
-        task = replace(task, protocol=asked)
+    task = stored.asked(task)
     metric, items = task.metric(parser), stored.of_task(task.name)
     rows = [stored.row(place, item, task) for place, item in items]
     answers = [item["generation"] if task.answers == "text" else stored.picture(item) for _, item in items]

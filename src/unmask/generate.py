@@ -24,7 +24,6 @@ from unmask.pictures import open_picture, with_pictures
 from unmask.progress import Progress
 from unmask.random import Random
 from unmask.rewards import by_name as reward_by_name
-from unmask.rewards.base import Reward
 from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
 from unmask.samplers import LowConfidence, Sampler
@@ -208,7 +207,8 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
         about_task: those about options of the task.
     """
     kind = by_name(options.task)
-    rewards = [reward_by_name(spec) for spec in options.reward]
+    for spec in options.reward:
+        reward_by_name(spec)  # a mistake is told before weights are read
     if options.pictures is not None and (kind.answers != "image" or options.generations is not None):
         raise UserError(
             f"--pictures is for answers that are pictures, and task {options.task} is evaluated without any"
@@ -222,7 +222,7 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
     if options.resume and out is None:
         raise UserError("--resume needs --out FILE: what is finished is kept beside it")
     if options.generations is not None:
-        _rescore(options, _with_options(kind(), about_task), out, words, rewards)
+        _rescore(options, _with_options(kind(), about_task), out, words)
         return
     if options.model is None:
         raise UserError("MODEL is required, or --generations FILE to score stored ones")
@@ -258,7 +258,7 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
             runtime=runtime,
             progress=progress,
             partial=None if partial is None else Partial(partial, settings, options.resume),
-            rewards=rewards,
+            rewards=[task.named_reward(spec) for spec in options.reward],
             pictures=pictures,
         )
     result = {**result, "model": options.model, "settings": settings}
@@ -296,12 +296,15 @@ def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler
     return json.loads(json.dumps(settings))
 
 
-def _rescore(options: Namespace, task: Task, out: Path | None, words: Sequence[str], rewards: Sequence[Reward]) -> None:
+def _rescore(options: Namespace, task: Task, out: Path | None, words: Sequence[str]) -> None:
     needless = [name for name in ("model", "protocol", "data", "answer_length") if options[name] is not None]
     needless += [word.removeprefix("--") for word in words[:1]] + (["resume"] if options.resume else [])
     if needless:
         raise UserError(f"--generations scores what is stored: leave out {', '.join(needless)}")
-    result = rescore(read_generations(Path(options.generations)), task, options.parser, rewards)
+    stored = read_generations(Path(options.generations))
+    task = stored.asked(task)
+    rewards = [task.named_reward(spec) for spec in options.reward]
+    result = rescore(stored, task, options.parser, rewards)
     _tell(result, out, "generations")
 
 

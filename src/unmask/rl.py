@@ -20,7 +20,7 @@ from unmask.errors import RunError, UserError
 from unmask.objectives.base import Objective
 from unmask.objectives.gradient import MicroBatch, accumulate_gradient
 from unmask.random import Random
-from unmask.rewards import UserRewardError, by_name, combine
+from unmask.rewards import UserRewardError, combine
 from unmask.rewards.base import Judged, Score, Weighted
 from unmask.run import Run, RunConfig
 from unmask.stream import order
@@ -39,7 +39,8 @@ class TrainConfig(RunConfig):
         likelihood: the law of the views on which log-probabilities are taken.
         objective: what is minimised.
         advantage: how the rewards of siblings are compared.
-        rewards: names or FILE.py:FUNCTION; empty takes the task's own.
+        rewards: names, with options or without, or FILE.py:FUNCTION; empty takes the task's own. A name that is among
+            the task's own stands for that one, with the options that fit how the task is asked.
         reward_weights: one per reward; empty weighs all of them 1.
         shuffle_rewards: control experiment: rewards are permuted over the batch, so nothing can be learned from them.
         prompts: prompts per step, over all processes.
@@ -80,7 +81,8 @@ class TrainConfig(RunConfig):
         if not self.rewards:
             return self.task.rewards()
         weights = self.reward_weights or (1.0,) * len(self.rewards)
-        return [Weighted(by_name(name), weight) for name, weight in zip(self.rewards, weights, strict=True)]
+        named = [self.task.named_reward(name) for name in self.rewards]
+        return [Weighted(reward, weight) for reward, weight in zip(named, weights, strict=True)]
 
 
 def train(config: TrainConfig, resume: bool = False) -> Run:
@@ -398,11 +400,11 @@ def _describe(run, config, metrics, rollouts: Rollouts, judged: Judged, success:
     for name, scores in judged.components.items():
         values = [s.value for s in scores if s.status in ("ok", "invalid")]
         sums[f"reward/{name}"] = (sum(values), len(values))
-        for status in ("invalid", "infra_error"):
+        for status in ("invalid", "infra_error", "not_applicable"):
             sums[f"reward/{name}_{status}"] = (sum(s.status == status for s in scores), len(scores))
     flat = torch.tensor([[float(a), float(b)] for a, b in sums.values()], dtype=torch.float64, device=device)
     for name, (value, count) in zip(sums, run.runtime.sum(flat).tolist(), strict=True):
-        if count:
+        if count and (value or not name.endswith("_not_applicable")):  # most rewards apply to every row
             metrics[name] = value / count
     metrics["rollout/tokens_per_second"] = answer.x.numel() * run.runtime.world / metrics["time/rollout"]
     for name in sorted({name for update in updates for name in update}):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,12 @@ class Stored:
     def sources(self) -> dict[str, str]:
         """File name -> sha256."""
         return {self.path.name: sha256_of(self.path)}
+
+    def asked(self, task: Task) -> Task:
+        """The task under the protocol of the file, where the file tells it."""
+        protocol = self.about.get("protocol")
+        known = isinstance(protocol, str) and protocol in task.protocols
+        return replace(task, protocol=protocol) if known else task
 
     def of_task(self, task: str) -> list[tuple[str, Record]]:
         """The generations of one task, sorted by `index` and `copy` where they have them.

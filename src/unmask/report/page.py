@@ -282,12 +282,36 @@ def _curves(data: RunData) -> str:
     told += "Horizontally: steps. Noisy curves: faint every step, strong the running mean. Numbers: last value."
     return (
         f'<h2>Training</h2><p class="quiet">{told}</p><div class="plots {"two" if len(wide) > 1 else "one"}">'
-        f'{"".join(wide)}</div><div class="plots">{"".join(small)}</div>{_clock(data)}'
+        f'{"".join(wide)}</div><div class="plots">{"".join(small)}</div>{_statuses(data)}{_clock(data)}'
     )
 
 
+_STATUSES = ("invalid", "not_applicable", "infra_error")
+
+
 def _is_component(name: str) -> bool:
-    return name.startswith("reward/") and not name.endswith(("_invalid", "_infra_error"))
+    return name.startswith("reward/") and not name.endswith(tuple(f"_{status}" for status in _STATUSES))
+
+
+def _statuses(data: RunData) -> str:
+    """Per reward what it said of the answers of the run, where it did not judge all of them."""
+    keys = dict.fromkeys(key for row in data.metrics for key in row if key.startswith("reward/"))
+    names = [key.removesuffix("_invalid") for key in keys if key.endswith("_invalid")]
+    rows = ""
+    for name in (name for name in names if f"{name}_infra_error" in keys):
+        steps = len(data.series(f"{name}_invalid")[1])
+        shares = [sum(data.series(f"{name}_{status}")[1]) / max(1, steps) for status in _STATUSES]
+        if any(shares):
+            cells = "".join(f'<td class="number">{percent(share)}</td>' for share in (1 - sum(shares), *shares))
+            rows += f"<tr><th>{escape(name.removeprefix('reward/'))}</th>{cells}</tr>"
+    if not rows:
+        return ""
+    heads = "".join(f'<th class="number">{name.replace("_", " ")}</th>' for name in ("ok", *_STATUSES))
+    return (
+        '<p class="quiet">What rewards said of the answers of the run. Invalid: it could not be read and counts 0. Not '
+        "applicable: left out of that reward. Infra error: the machinery failed, and the answer was left out.</p>"
+        f'<div class="scroll"><table class="plain"><tr><th>reward</th>{heads}</tr>{rows}</table></div>'
+    )
 
 
 def _moves(data: RunData, name: str) -> bool:

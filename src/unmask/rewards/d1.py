@@ -233,6 +233,8 @@ def python_value(expression: str) -> Any:
 
     def value(node: ast.AST) -> Any:
         if isinstance(node, ast.Constant):
+            if not isinstance(node.value, int | float):  # dots alone are one
+                raise SyntaxError("no number")
             return node.value
         if isinstance(node, ast.UnaryOp):
             return -value(node.operand) if isinstance(node.op, ast.USub) else value(node.operand)

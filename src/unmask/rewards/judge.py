@@ -89,8 +89,8 @@ class Judge(Reward):
         patience: with the endpoint; `total` bounds each of the two times that it is asked.
 
     Raises:
-        UserError: settings that make no sense. In `for_tokens`: the endpoint is not there, does not know the model, or
-            wants another key. On call: a completion is a text. In both: log-probabilities are wanted, and not given.
+        UserError: settings that make no sense. In `for_tokens`: the endpoint is not there, does not know the model,
+            wants another key, or gives no log-probabilities that are wanted. On call: a completion is a text.
     """
 
     name: ClassVar[str] = "judge"
@@ -192,14 +192,12 @@ class Judge(Reward):
         try:
             places(_Reply.model_validate_json(answer.content).choices[0].logprobs)
         except NoLogProbabilities:
-            raise self._no_log_probabilities() from None
+            raise UserError(
+                f"{self._where} gives no log-probabilities, which expectation needs; leave it out, or ask another "
+                "endpoint"
+            ) from None
         except (ValidationError, ValueError) as error:
             raise UserError(f"{self._where}: not an answer of a chat endpoint with log-probabilities") from error
-
-    def _no_log_probabilities(self) -> UserError:
-        return UserError(
-            f"{self._where} gives no log-probabilities, which expectation needs; leave it out, or ask another endpoint"
-        )
 
     def __call__(self, completions: Sequence[Any], rows: Sequence[Row]) -> list[Score]:
         bodies = [self._body(completion, row) for completion, row in zip(completions, rows, strict=True)]
@@ -263,8 +261,8 @@ class Judge(Reward):
         """The mean digit where the reply says `said`, and what of it is told; raises `_Unread`."""
         try:
             mean, share = expected(choice.logprobs, self._last, said, self.lowest, self.highest)
-        except NoLogProbabilities:
-            raise self._no_log_probabilities() from None
+        except NoLogProbabilities as error:  # the endpoint has given some before: `check`
+            raise _Unread("no log-probabilities") from error
         except ValueError as error:
             raise _Unread(str(error)) from error
         return mean, {"mean": mean, "share": share}

@@ -112,9 +112,19 @@ class UserReward(Reward):
         return Score.ok(number) if math.isfinite(number) else Score.infra_error(f"{self.function} returned {number}")
 
 
+def from_file(path: str, name: str) -> Reward:
+    """What a Python file calls `name`: a reward that is made there, with settings of its own, or a function.
+
+    Raises:
+        UserError: as `UserReward`.
+    """
+    found = getattr(_imported(path), name, None)
+    return found if isinstance(found, Reward) else UserReward(path, name)
+
+
 @functools.cache
 def _load(path: str, function: str) -> Callable[..., Any]:
-    module = _module(str(Path(path).expanduser().resolve()))
+    module = _imported(path)
     found = getattr(module, function, None)
     if not callable(found) or inspect.isclass(found):
         names = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
@@ -124,6 +134,10 @@ def _load(path: str, function: str) -> Callable[..., Any]:
     if "completions" not in parameters and not kinds:
         raise UserError(f"{path}: {function} takes no completions; write it as {function}(completions, **columns)")
     return found
+
+
+def _imported(path: str) -> Any:
+    return _module(str(Path(path).expanduser().resolve()))
 
 
 @functools.cache

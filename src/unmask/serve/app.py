@@ -98,13 +98,19 @@ class RewardApp:
         body = await _body(request)
         key = hashlib.sha256(body).digest()
         task = self._replies.pop(key, None)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None:
             task = asyncio.create_task(self._reply(body))
+            task.add_done_callback(lambda done: self._forget(key, done))
         self._replies[key] = task
         while len(self._replies) > REMEMBERED:
             self._replies.popitem(last=False)
         content = await asyncio.shield(task)  # who has hung up may come back for it
         return Response(content, media_type="application/json")
+
+    def _forget(self, key: bytes, done: asyncio.Task[bytes]) -> None:
+        """A failure is not remembered, nor is the request, which its traceback holds."""
+        if (done.cancelled() or done.exception() is not None) and self._replies.get(key) is done:
+            del self._replies[key]
 
     def _admit(self, request: Request) -> None:
         """Before anything of the body is read."""

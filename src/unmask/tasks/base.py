@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, overload
 
 from unmask.errors import UserError
+from unmask.rewards import by_name
 from unmask.rewards.base import Reward, Weighted
 from unmask.tasks.protocols import UNMASK, Protocol
 
@@ -84,6 +85,18 @@ class Task(ABC):
     def measures(self) -> list[Reward]:
         """Rewards whose means an evaluation reports beside the score."""
         return []
+
+    def named_reward(self, spec: str) -> Reward:
+        """The reward that a word stands for; one of the task's own keeps the options that fit how the task is asked.
+
+        Raises:
+            UserError: there is no such reward.
+        """
+        try:
+            own = [weighted.reward for weighted in self.rewards()]
+        except UserError:  # it has none: they are named
+            own = []
+        return by_name(spec, [*own, *self.measures()])
 
     def metric(self, parser: str | None = None) -> Reward:
         """The metric with answers read as `parser` reads them; None: the task's own way.

@@ -134,7 +134,7 @@ class Countdown(Puzzle):
         """Ours asks `4,7,7=35:`, or in a chat `Numbers: 4, 7, 7`, `Target: 35`; d1 writes brackets around the numbers,
         and stores both as the ground truth."""
         match ground_truth:
-            case [[*numbers], int(target)] if all(type(number) is int for number in numbers):
+            case [[_, *_] as numbers, int(target)] if all(type(number) is int for number in numbers):
                 return {"numbers": numbers, "target": target}
         bare = re.fullmatch(r"([0-9,]+)=(-?[0-9]+):", question)
         chat = re.search(r"Numbers: \[?([0-9, ]+)\]?\s*Target: (-?[0-9]+)", question)
