@@ -111,6 +111,7 @@ class VM:
     def __init__(self, service: Service, lifetime: float):
         self._service, self._ends = service, time.monotonic() + lifetime
         self.root = Path(tempfile.mkdtemp())
+        self.root.chmod(0o755)  # as on a disk: what programs cannot read is not hidden by the folder of the stand-in
         self.running, self.commands_run = True, 0
         self.files = self.commands = self
         self.process: subprocess.Popen[bytes] | None = None
@@ -127,6 +128,9 @@ class VM:
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data.encode() if isinstance(data, str) else data)
+        file.chmod(0o644)
+        for folder in file.parents[: len(Path(path).parents) - 1]:
+            folder.chmod(0o755)
 
     def run(
         self,

@@ -636,6 +636,51 @@ def test_a_jail_that_never_starts_is_an_infra_error(any_sandbox, monkeypatch):
     broken.close()
 
 
+SPEAKER = """
+import json, os, sys
+def say(message):
+    body = json.dumps(message).encode()
+    os.write(1, len(body).to_bytes(4, "big") + body)
+def hear():
+    return json.loads(os.read(0, int.from_bytes(os.read(0, 4), "big")))
+hear()
+say({"ready": True})
+"""
+
+
+class Speaker(backends.Landlock):
+    """Starts a program that says what it is told to, instead of ours."""
+
+    def __init__(self, says: str):
+        self.says = says
+
+    def command(self, python, packages):
+        return [python, "-c", SPEAKER + self.says]
+
+
+def test_a_jail_that_answers_out_of_turn_is_closed(any_sandbox):
+    jail = Jail(Speaker("hear(); say({'accepted': 'x'}); hear()"), local.choose("auto")[1], (), Limits())
+    with pytest.raises(JailError, match="out of turn"):
+        jail.run(CodeJob("", TESTS))
+    assert not jail.alive
+
+
+@pytest.mark.parametrize(("failures", "passed"), [(1, 1), (2, 0)])
+def test_a_job_that_no_worker_became_ready_for_is_run_once_more(any_sandbox, failures, passed, monkeypatch):
+    says = f"""
+for time in range({failures} + 1):
+    nonce = hear()["nonce"]
+    say({{"accepted": nonce}})
+    say({{"nonce": nonce, **({{"infra_error": "no worker"}} if time < {failures} else {{"outcomes": ["passed"]}})}})
+"""
+    python = local.choose("auto")[1]
+    monkeypatch.setattr(local, "choose", lambda _: (Speaker(says), python))
+    made = LocalSandbox(workers=1, limits=replace(QUICK, job_seconds=5.25 + failures))
+    result = run(made, "", TESTS[0])
+    assert result.passed == passed and result.infra_error == (None if passed else "no worker")
+    made.close()
+
+
 def test_without_a_working_backend_nothing_runs_and_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(backends.Bubblewrap, "missing", lambda self: "bwrap is not installed")
     monkeypatch.setattr(backends.Landlock, "missing", lambda self: "landlock: Function not implemented")

@@ -169,13 +169,19 @@ class _Fleet:
         vm = self._kept(sandbox.needed(jobs))
         if vm is None:
             vm = MicroVM(sandbox.template, sandbox.python, sandbox.packages, sandbox.limits, sandbox.lifetime, until)
+        well = False
         try:
             yield vm
-        except BaseException:
-            vm.close()
+            well = True
+        except Trouble as error:
+            well = error.busy and not error.under_way  # a command that the service was too busy to begin
             raise
-        with self._lock:
-            self._idle.append(vm)
+        finally:
+            if well:
+                with self._lock:
+                    self._idle.append(vm)
+            else:
+                vm.close()
 
     def _kept(self, seconds: float) -> MicroVM | None:
         while True:

@@ -64,12 +64,16 @@ class Jail:
         """The result of one job. Once the jail has accepted a job, whatever goes wrong is the candidate's doing.
 
         Raises:
-            JailError: the jail had ended before it accepted the job.
+            JailError: it did not accept the job, and is closed.
         """
         nonce = secrets.token_hex(16)
-        self._send(program.message(job, nonce))
-        if self._receive(_START) != {"accepted": nonce}:
-            raise JailError("the jail answered out of turn")
+        try:
+            self._send(program.message(job, nonce))
+            if self._receive(_START) != {"accepted": nonce}:
+                raise JailError("the jail answered out of turn")
+        except JailError:
+            self.close()  # what it still says would be taken for the answer to another job
+            raise
         try:
             answer = self._receive(self._limits.job_seconds + _GRACE)
         except JailError:

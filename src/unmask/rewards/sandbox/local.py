@@ -131,14 +131,16 @@ class _Pool:
                 jail.close()
 
     def _run(self, job: CodeJob) -> CodeResult:
-        error = None
-        for _ in range(2):  # a jail that ended while it was idle is replaced once
+        result = CodeResult()
+        for _ in range(2):  # what fails on our side is tried once more, and a jail that has ended is replaced
             try:
-                return self._jail().run(job)
-            except JailError as caught:
-                error = caught
+                result = self._jail().run(job)
+            except JailError as error:
                 self._own.jail = None
-        return CodeResult(infra_error=f"the sandbox does not work: {error}")
+                result = CodeResult(infra_error=f"the sandbox does not work: {error}")
+            if result.infra_error is None:
+                break
+        return result
 
     def _jail(self) -> Jail:
         jail = getattr(self._own, "jail", None)

@@ -23,6 +23,7 @@ GRACE = 30.0
 """Seconds beyond those of its jobs in which the answers of a batch must be there."""
 
 _FOLDER = "/root/unmask"
+_JOBS = "jobs"  # one name: those of a command that never began are overwritten
 _USER = "root"  # of the VM; the program gives that up itself
 _REQUEST = 30.0  # seconds for what is answered at once
 _LARGEST_OUTPUT = 1 << 24
@@ -114,15 +115,14 @@ class MicroVM:
         Raises:
             Trouble: not all of them were answered.
         """
-        name = secrets.token_hex(8)
         nonces = [secrets.token_hex(16) for _ in jobs]
         messages = (frame(program.message(job, nonce)) for job, nonce in zip(jobs, nonces, strict=True))
-        self._write(name, b"".join([self._order, *messages]), until)
+        self._write(_JOBS, b"".join([self._order, *messages]), until)
         talk = _Talk(jobs, nonces, done)
         # The file is gone before the program starts: no candidate can read a test in it.
         python = shlex.quote(self._python)
         command = f"python=$(command -v {python}) || {{ echo there is no {python} >&2; exit 127; }}; "
-        command += f'exec 0< {name} && rm {name} && exec env -i {_SETTINGS} "$python" {_OPTIONS} program.py'
+        command += f'exec 0< {_JOBS} && rm {_JOBS} && exec env -i {_SETTINGS} "$python" {_OPTIONS} program.py'
         seconds = min(len(jobs) * self._limits.job_seconds + GRACE, until - time.monotonic())
         complaint = ""
 
