@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runs import distance, launch, metrics, run, words
+from runs import distance, launch, metrics, run, tiny_model, words
+from unmask.cli import main
 
 LORA = ("--adapter.rank", "4", "--adapter.alpha", "8")
 SHARD, GRADIENTS = ("--compute.shard", "zero3"), ("--compute.shard", "zero2")
@@ -68,6 +69,26 @@ def test_two_processes_change_nothing(folder):
 @pytest.mark.slow
 def test_four_processes_change_nothing(folder):
     check(folder, 4, list(CASES))
+
+
+def test_two_processes_evaluate_as_one(folder):
+    script = folder / "evaluations.py"
+    script.write_text(
+        "import json, sys\nfrom unmask.cli import main\n"
+        "sys.exit(max(main(words) for words in json.loads(sys.argv[1])))\n"
+    )
+    model = str(tiny_model(folder / "model"))
+    common = ["eval", model, "--task", "sudoku", "--items", "7", "--samples", "2", "--batch", "2", "--resume"]
+    common += ["--device", "cpu", "--dtype", "float64", "--precision", "float32", "--out"]
+    one, two = folder / "one.json", folder / "two.json"
+    assert main([*common, str(one)]) == 0
+    done = launch(2, [str(script), json.dumps([[*common, str(two)]] * 2)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads(path.read_text()) for path in (one, two))
+    assert (first["settings"].pop("processes"), second["settings"].pop("processes")) == (1, 2)
+    assert first == second and len(first["generations"]) == 14
+    assert done.stderr.count("two.json is finished") == 1
+    assert not list(folder.glob("*.partial*"))
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder):

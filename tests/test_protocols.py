@@ -1,13 +1,18 @@
 """Protocols: what is asked, how the answer begins, how it is decoded, and that the result says so."""
 
 import json
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import unmask
+from unmask import generate
 from unmask.cli import main
 from unmask.config import TrainConfig, parse
+from unmask.describe import describe
 from unmask.errors import UserError
 from unmask.rewards import Boxed, Code, CountdownSolved, Format, by_name
 from unmask.rewards.code import Expression
@@ -114,6 +119,50 @@ def test_an_evaluation_reports_named_rewards_as_the_task_is_asked(tmp_path):
     assert main(command) == 2
 
 
+def test_a_protocol_brings_its_length_unless_another_is_set():
+    for kind in (GSM8K, MathTask):
+        names = ("unmask", "d1", "maskgrpo", "maskgrpo-mmada")
+        assert [kind(protocol=name).answer_length for name in names] == [256, 256, 512, 512]
+        assert replace(kind(), protocol="maskgrpo").answer_length == 512
+        assert replace(kind(protocol="maskgrpo"), protocol="unmask").answer_length == 256
+        for length in (256, 64):
+            assert kind(protocol="maskgrpo", answer_length=length).answer_length == length
+            assert replace(kind(answer_length=length), protocol="maskgrpo").answer_length == length
+    assert MBPP(protocol="maskgrpo").answer_length == 256
+    config = ["--config", "llada-gsm8k", "--out", "x"]
+    for words, length in ([], 256), (["--task.protocol", "maskgrpo"], 512):
+        task = parse(TrainConfig, "train", [*config, *words]).task
+        assert task.answer_length == length
+        assert yaml.safe_load(yaml.safe_dump(describe(task)))["init_args"]["answer_length"] == length
+
+
+@pytest.mark.parametrize("words", [["--protocol", "d1"], ["--task.protocol", "d1"], ["--task.protocol=d1"]])
+def test_a_protocol_that_is_named_replaces_the_length_that_a_model_was_trained_with(words, tmp_path, monkeypatch):
+    model = unmask.load(str(DATA / "llada"))
+    model.metadata |= {"task": describe(GSM8K(protocol="maskgrpo", answer_length=64)), "answer_length": 64}
+    model.save(tmp_path / "model")
+    seen = []
+    monkeypatch.setattr(
+        generate, "evaluate", lambda _, task, **more: seen.append((task, more["sampler"])) or {"generations": []}
+    )
+    monkeypatch.setattr(generate, "_tell", lambda *_: None)
+    command = ["eval", str(tmp_path / "model"), "--task", "gsm8k", "--data", str(DATA / "gsm8k.jsonl")]
+    for more in ([], words, [*words, "--answer_length", "32"], ["--task.protocol", "maskgrpo"]):
+        assert main([*command, *more]) == 0
+    assert [(task.protocol, task.answer_length, sampler.steps, sampler.block) for task, sampler in seen] == [
+        *(("maskgrpo", 64, 64, 64), ("d1", 256, 128, 32), ("d1", 32, 16, 32), ("maskgrpo", 512, 512, 64))
+    ]
+
+
+def test_the_library_decodes_as_the_protocol_says():
+    model, task = (
+        unmask.load(str(DATA / "llada")),
+        GSM8K(data=str(DATA / "gsm8k.jsonl"), protocol="d1", answer_length=32),
+    )
+    result = unmask.evaluate(model, task, items=1)
+    assert {"class": "LowConfidence", "steps": 16, "block": 32, "temperature": 0.0}.items() <= result["sampler"].items()
+
+
 def test_every_task_is_asked_by_its_own_default():
     for kind in NAMES.values():
         assert kind().protocol in kind.protocols
@@ -127,6 +176,7 @@ def test_every_task_is_asked_by_its_own_default():
         (["--protocol", "maskgrpo", "--answer_length", "64"], {"steps": 64, "block": 64}, 64),
         (["--protocol", "maskgrpo-mmada", "--answer_length", "64"], {"steps": 64, "block": 64}, 64),
         (["--protocol", "d1", "--answer_length", "32", "--sampler.block", "8"], {"steps": 16, "block": 8}, 32),
+        (["--task.protocol", "d1", "--task.answer_length", "64"], {"steps": 32, "block": 32, "temperature": 0.0}, 64),
     ],
 )
 def test_a_protocol_decodes_as_published_unless_the_user_says_otherwise(words, sampler, length, tmp_path):
@@ -134,7 +184,7 @@ def test_a_protocol_decodes_as_published_unless_the_user_says_otherwise(words, s
     command = ["eval", str(DATA / "llada"), "--task", "gsm8k", "--data", str(DATA / "gsm8k.jsonl"), "--items", "1"]
     assert main([*command, *words, "--parser", "d1", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
-    assert (result["protocol"], result["parser"]) == (words[1], "d1")
+    assert (result["protocol"], result["parser"]) == (words[1], "d1") and result["unmask"] == version("unmask")
     assert sampler.items() <= result["sampler"].items() and result["sampler"]["answer_length"] == length
     [item] = result["generations"]
     assert (

@@ -328,6 +328,16 @@ def test_a_bad_row_is_named_with_its_field_and_the_remedy(kind, row, says, tmp_p
         kind(data=str(tmp_path / "bad.jsonl")).rows("train")
 
 
+def test_bare_rows_of_a_file_whose_answers_cannot_fit_are_refused(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"input": "10,20,30", "output": "60"}\n{"input": "100,200,300", "output": "600"}\n')
+    says = r"row 2: the shortest possible answer has 11 characters, but answer_length is 10: .*--protocol chat"
+    with pytest.raises(UserError, match=says):
+        Countdown(data=str(file)).rows("test")
+    for fits in (Countdown(data=str(file), answer_length=11), Countdown(data=str(file), protocol="chat")):
+        assert len(fits.rows("test")) == 2
+
+
 def test_the_largest_row_has_answers_that_can_be_read(tmp_path):
     numbers = [999_999] * MOST_NUMBERS
     (tmp_path / "rows.jsonl").write_text(json.dumps({"nums": numbers, "target": 0}))

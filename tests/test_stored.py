@@ -156,9 +156,32 @@ def test_scoring_an_evaluation_again_gives_its_score(samples, tmp_path):
     assert main([*command, "--out", str(out)]) == 0
     assert main(["eval", "--task", "sudoku", "--generations", str(out), "--out", str(again)]) == 0
     first, second = json.loads(out.read_text()), json.loads(again.read_text())
-    for name in ("score", "interval", "pass_at", "items", "protocol", "parser", "generations"):
+    same = ("score", "interval", "pass_at", "items", "protocol", "parser", "generations", "unmask", "commit")
+    for name in (*same, "model", "split", "sampler", "seed", "precision"):
         assert first[name] == second[name]
     assert 0 < first["score"] < 1
+    assert second["generated"] == {name: first[name] for name in ("settings", "unmask", "commit")}
+    stored = read_generations(again)
+    assert rescore(stored, Sudoku())["generated"] == second["generated"] and "settings" not in second
+
+
+def test_a_protocol_that_is_named_holds_against_the_files(tmp_path, capsys):
+    row = {"task": "countdown", "question": "5,7=35:", "ground_truth": [[5, 7], 35], "generation": "5*7"}
+    file, lines = tmp_path / "result.json", rows(tmp_path / "rows.jsonl", row)
+    for told, words, score, protocol in (
+        ("unmask", [], 1.0, "unmask"),
+        ("unmask", ["--task.protocol", "chat"], 0.0, "chat"),
+        ("unmask", ["--protocol", "chat"], 0.0, "chat"),
+        ("chat", [], 0.0, "chat"),
+        ("chat", ["--protocol", "unmask"], 1.0, "unmask"),
+        (None, ["--protocol", "chat"], 0.0, "chat"),
+        (None, [], 1.0, "unknown"),
+    ):
+        file.write_text(json.dumps({"protocol": told, "generations": [row]}))
+        source = lines if told is None else file
+        assert main(["eval", "--task", "countdown", "--generations", str(source), *words]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["score"], result["protocol"]) == (score, protocol)
 
 
 def test_rows_of_our_own_countdown_are_read_from_the_question():

@@ -22,5 +22,7 @@ def plain(component: Any) -> dict[str, Any]:
             value = describe(value) if any(map(inspect.isabstract, declared)) else plain(value)
         if isinstance(value, tuple):
             value = [plain(item) if dataclasses.is_dataclass(item) else item for item in value]
+        if type(value) is not bool and isinstance(value, int):
+            value = int(value)  # of a kind of its own too: YAML knows none
         values[field.name] = value
     return values

@@ -17,8 +17,9 @@ from unmask.picture_folder import PictureFolder
 from unmask.progress import Progress
 from unmask.random import Random
 from unmask.rewards.base import Reward, Score, Weighted, combine
+from unmask.run_directory import provenance
 from unmask.runtime import Compute, Runtime
-from unmask.samplers.base import Sampler
+from unmask.samplers import LowConfidence, Sampler
 from unmask.stored import Partial, Stored
 from unmask.tasks.base import Row, Task
 from unmask.types import Policy
@@ -230,6 +231,7 @@ def record(
         "sampler": {"class": type(sampler).__name__, **plain(sampler), "answer_length": task.answer_length},
         "sources": task.sources(split),
         **extra,
+        **provenance(),
         "infra_errors": sum(item["status"] == "infra_error" for item in outcome.generations),
         "generations": outcome.generations,
     }
@@ -256,7 +258,7 @@ def evaluate(
 
     Args:
         items: only the first rows of the split.
-        sampler: default: that of the model's family.
+        sampler: default: that of the task's protocol, or where it fixes none of the model's family.
         samples: one answer per row is greedy; more are drawn at the sampler's temperature and give pass@k.
         batch: answers per forward.
         parser: how answers are read; None is the task's own way.
@@ -269,7 +271,8 @@ def evaluate(
         runtime = Runtime(Compute(device="cpu" if model.device.type == "cpu" else "auto"))
         runtime.device = model.device
     model = model.answering(task.answers)
-    sampler = for_samples(sampler or model.sampler(task.answer_length), samples, model.modality.greedy)
+    sampler = sampler or decoding(task) or model.sampler(task.answer_length)
+    sampler = for_samples(sampler, samples, model.modality.greedy)
     rows = rows_of(task, split, items)
     if progress is not None:
         progress.expect(len(rows) * samples)
@@ -294,16 +297,22 @@ def evaluate(
     return with_breakdown(result, task, samples)
 
 
+MADE_BY = ("model", "split", "sampler", "seed", "precision")
+"""What a result says of how its generations were made, besides the protocol."""
+
+
 def rescore(stored: Stored, task: Task, parser: str | None = None, rewards: Sequence[Reward] = ()) -> dict[str, Any]:
     """Judges stored generations again, without a model.
 
     Returns:
         The result that `evaluate` gives, as far as the file tells: protocol "unknown" where it does not. Where it does,
-        answers are read as that protocol asks for them.
+        answers are read as that protocol asks for them. The file's own settings and version of unmask stand in
+        `generated`.
 
     Raises:
         UserError: no generations of this task, a row without what the metric reads, or no such parser.
     """
+    about = stored.about
     task = stored.asked(task)
     metric, items = task.metric(parser), stored.of_task(task.name)
     rows = [stored.row(place, item, task) for place, item in items]
@@ -331,14 +340,26 @@ def rescore(stored: Stored, task: Task, parser: str | None = None, rewards: Sequ
         "interval": list(outcome.interval),
         "pass_at": {str(k): value for k, value in outcome.pass_at.items()},
         "task": task.name,
-        "protocol": stored.about.get("protocol", "unknown"),
+        "protocol": about.get("protocol", "unknown"),
         "parser": parser or task.parser,
         "items": len(groups),
         "sources": stored.sources,
+        **{name: about[name] for name in MADE_BY if name in about},
+        **provenance(),
+        "generated": about.get("generated") or {n: about[n] for n in ("settings", "unmask", "commit") if n in about},
         "infra_errors": sum(score.status == "infra_error" for score in scores),
         "generations": outcome.generations,
     }
     return with_breakdown(result, task, samples)
+
+
+def decoding(task: Task) -> Sampler | None:
+    """What the task's protocol decodes with; None: it fixes nothing."""
+    fixed = task.asked_as
+    if fixed.block is None:
+        return None
+    steps = max(1, task.answer_length // fixed.tokens_per_step)
+    return LowConfidence(steps=steps, temperature=0.0, block=fixed.block)
 
 
 def rows_of(task: Task, split: str, items: int | None) -> Sequence[Row]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from unmask.config import instantiate, parse_object, parsed
 from unmask.describe import describe
 from unmask.errors import UserError
-from unmask.evaluation import MOST_SAMPLES, evaluate, rescore, rows_of
+from unmask.evaluation import MOST_SAMPLES, decoding, evaluate, rescore, rows_of
 from unmask.messages import short
 from unmask.modalities import Image
 from unmask.models import Model, load
@@ -26,7 +26,7 @@ from unmask.random import Random
 from unmask.rewards import by_name as reward_by_name
 from unmask.run_directory import write_json
 from unmask.runtime import Compute, Runtime
-from unmask.samplers import LowConfidence, Sampler
+from unmask.samplers import Sampler
 from unmask.stored import Partial, finished, read_generations
 from unmask.tasks import Task, by_name
 from unmask.tasks.base import LONGEST
@@ -83,14 +83,14 @@ class Notes:
 
 
 def choose_sampler(
-    words: Sequence[str], notes: Notes, slots: int, answers: Kind, decoding: Sampler | None = None
+    words: Sequence[str], notes: Notes, slots: int, answers: Kind, fixed: Sampler | None = None
 ) -> Sampler:
     """The sampler that `--sampler CLASS` and `--sampler.OPTION VALUE` name.
 
-    Options alone change `decoding`, the sampler of a protocol, or where it fixes none the model's own.
+    Options alone change `fixed`, the sampler of a protocol, or where it fixes none the model's own.
     """
     named = any(word == "--sampler" or word.startswith("--sampler=") for word in words)
-    own = notes.sampler(slots, answers) if decoding is None else describe(decoding)
+    own = notes.sampler(slots, answers) if fixed is None else describe(fixed)
     start = [] if named else ["--sampler", json.dumps(own)]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--sampler", type=Sampler)
@@ -222,20 +222,21 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
     if options.resume and out is None:
         raise UserError("--resume needs --out FILE: what is finished is kept beside it")
     if options.generations is not None:
-        _rescore(options, _with_options(kind(), about_task), out, words)
+        _rescore(options, about_task, out, words)
         return
     if options.model is None:
         raise UserError("MODEL is required, or --generations FILE to score stored ones")
     model, runtime, notes = _load(options, words, kind.answers)
     model = model.answering(kind.answers)
-    task = _with_options(_task(options, notes.task(kind)), about_task)
-    sampler = choose_sampler(words, notes, task.answer_length, kind.answers, _decoding(options, task))
+    task = _task(options, notes.task(kind), about_task)
+    sampler = choose_sampler(words, notes, task.answer_length, kind.answers, decoding(task))
     rows = rows_of(task, options.split, options["items"])  # `options.items` is a method
     settings = _settings(options, runtime, task, sampler)
     partial = None if out is None else out.with_name(f"{out.name}.partial.jsonl")
     if options.resume and out is not None and partial is not None and finished(out, settings):
         partial.unlink(missing_ok=True)
-        print(f"{out} is finished", file=sys.stderr)
+        if runtime.main:
+            print(f"{out} is finished", file=sys.stderr)
         return
     if partial is not None and runtime.world > 1:
         partial = partial.with_name(f"{partial.stem}-{runtime.rank}.jsonl")
@@ -270,15 +271,6 @@ def evaluate_model(options: Namespace, words: Sequence[str], about_task: Sequenc
         partial.unlink()
 
 
-def _decoding(options: Namespace, task: Task) -> Sampler | None:
-    """What the protocol that was asked for decodes with; None: it fixes nothing, or none was asked for."""
-    fixed = task.asked_as
-    if options.protocol is None or fixed.block is None:
-        return None
-    steps = max(1, task.answer_length // fixed.tokens_per_step)
-    return LowConfidence(steps=steps, temperature=0.0, block=fixed.block)
-
-
 def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler) -> dict[str, Any]:
     """Everything that the result depends on, as JSON has it."""
     given = {name: options[name] for name in ("model", "revision", "split", "items", "samples", "seed", "batch")}
@@ -296,12 +288,14 @@ def _settings(options: Namespace, runtime: Runtime, task: Task, sampler: Sampler
     return json.loads(json.dumps(settings))
 
 
-def _rescore(options: Namespace, task: Task, out: Path | None, words: Sequence[str]) -> None:
-    needless = [name for name in ("model", "protocol", "data", "answer_length") if options[name] is not None]
+def _rescore(options: Namespace, about_task: Sequence[str], out: Path | None, words: Sequence[str]) -> None:
+    needless = [name for name in ("model", "data", "answer_length") if options[name] is not None]
     needless += [word.removeprefix("--") for word in words[:1]] + (["resume"] if options.resume else [])
     if needless:
         raise UserError(f"--generations scores what is stored: leave out {', '.join(needless)}")
-    stored = read_generations(Path(options.generations))
+    stored, task = read_generations(Path(options.generations)), _task(options, by_name(options.task)(), about_task)
+    if _chosen(options, about_task, "protocol"):  # it holds against what the file says
+        stored = replace(stored, about={**stored.about, "protocol": task.protocol})
     task = stored.asked(task)
     rewards = [task.named_reward(spec) for spec in options.reward]
     result = rescore(stored, task, options.parser, rewards)
@@ -336,8 +330,13 @@ def _with_options(task: Task, words: Sequence[str]) -> Task:
     return instantiate(parser, parsed(parser, {"task": Task}, [*start, *words])).task
 
 
-def _task(options: Namespace, task: Task) -> Task:
-    """The task with what the command line changes."""
+def _chosen(options: Namespace, about_task: Sequence[str], name: str) -> bool:
+    """Whether the command line says it, as `--NAME` or `--task.NAME`."""
+    return options[name] is not None or any(word.partition("=")[0] == f"--task.{name}" for word in about_task)
+
+
+def _task(options: Namespace, task: Task, about_task: Sequence[str]) -> Task:
+    """The task with what the command line changes; a protocol that it names brings its answer length."""
     changes: dict[str, Any] = {}
     if options.data is not None:
         if "data" not in asdict(task):
@@ -347,8 +346,8 @@ def _task(options: Namespace, task: Task) -> Task:
         if options.protocol not in task.protocols:
             raise UserError(f"--protocol {options.protocol}: task {task.name} has {', '.join(task.protocols)}")
         changes["protocol"] = options.protocol
-        if (fixed := task.protocols[options.protocol].answer_length) is not None:
-            changes["answer_length"] = fixed
-    if options.answer_length is not None:
-        changes["answer_length"] = options.answer_length
-    return replace(task, **changes)
+    task = _with_options(replace(task, **changes), about_task)
+    length = options.answer_length
+    if _chosen(options, about_task, "protocol") and not _chosen(options, about_task, "answer_length"):
+        length = task.asked_as.answer_length
+    return task if length is None else replace(task, answer_length=length)

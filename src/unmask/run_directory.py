@@ -236,15 +236,19 @@ def environment(device: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "unmask": metadata.version("unmask"),
+        **provenance(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
-        "commit": _commit(),
         "command": " ".join(["unmask", *sys.argv[1:]]),
     }
+
+
+def provenance() -> dict[str, str | None]:
+    """Version and git commit of this package."""
+    return {"unmask": metadata.version("unmask"), "commit": _commit()}
 
 
 def _commit() -> str | None:

@@ -9,6 +9,7 @@ from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.puzzles import AdditionWorked, columns
 from unmask.tasks.base import Row, World, split_of
+from unmask.tasks.protocols import Usual
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Arithmetic(World):
     name: ClassVar[str] = "arithmetic"
     alphabet: ClassVar[str | None] = "0123456789+=,:"
 
-    answer_length: int = 17
+    answer_length: int = Usual(17)
     fewest_digits: int = 2
     most_digits: int = 4
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, overload
 from unmask.errors import UserError
 from unmask.rewards import by_name
 from unmask.rewards.base import Reward, Weighted
-from unmask.tasks.protocols import UNMASK, Protocol
+from unmask.tasks.protocols import UNMASK, Protocol, Usual
 
 Row = dict[str, Any]
 ENDLESS = 2**20
@@ -31,7 +31,7 @@ class Task(ABC):
     not independent: confidence intervals count clusters).
 
     Args:
-        answer_length: answer slots, in tokens.
+        answer_length: answer slots, in tokens. The default stands for the protocol's, where that fixes them.
         protocol: how prompts are laid out; one of `protocols`. Stands in result files, as the parser does.
     """
 
@@ -44,7 +44,7 @@ class Task(ABC):
 
     overall: ClassVar[Literal["rows", "categories"]] = "rows"  # what the score is a mean of
 
-    answer_length: int = 256
+    answer_length: int = Usual(256)
     protocol: str = "unmask"
 
     def __post_init__(self):
@@ -54,6 +54,9 @@ class Task(ABC):
             raise UserError(f"task {self.name}: answer_length must be at most {LONGEST}, not {self.answer_length}")
         if self.protocol not in self.protocols:
             raise UserError(f"task {self.name} has no protocol {self.protocol!r}; it has {', '.join(self.protocols)}")
+        if isinstance(self.answer_length, Usual):
+            usual = self.asked_as.answer_length or type(self).answer_length
+            object.__setattr__(self, "answer_length", Usual(usual))
 
     @property
     def asked_as(self) -> Protocol:

@@ -9,6 +9,7 @@ from unmask.pictures import PictureFile
 from unmask.tasks.base import Row
 from unmask.tasks.files import read_jsonl
 from unmask.tasks.own import OwnRows
+from unmask.tasks.protocols import Usual
 from unmask.tasks.tars import SUFFIXES, captioned_pictures
 
 
@@ -31,7 +32,7 @@ class Captioned(OwnRows):
     answers: ClassVar[Literal["text", "image"]] = "image"
     needed: ClassVar[str] = "a JSONL file, a tar or a folder of pictures: name it with --data"
 
-    answer_length: int = 1024
+    answer_length: int = Usual(1024)
 
     def read(self, path: Path) -> list[Row]:
         if tars := _tars(path):

@@ -12,7 +12,7 @@ from unmask.rewards.sandbox import CodeExecutor, CodeJob, LocalSandbox
 from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out
 from unmask.tasks.hub import Source
-from unmask.tasks.protocols import MASKGRPO_CODE, UNMASK, Protocol
+from unmask.tasks.protocols import MASKGRPO_CODE, UNMASK, Protocol, Usual
 
 INSTRUCTIONS = """You are an expert Python programmer. Write the function that the task below asks for.
 Use the standard library only; do not read input, print, or write files.
@@ -163,7 +163,7 @@ class HumanEval(CodeTask):
     name: ClassVar[str] = "humaneval"
     splits: ClassVar[tuple[str, ...]] = ("test",)
 
-    answer_length: int = 512
+    answer_length: int = Usual(512)
     data: str = "openai/openai_humaneval"
 
     def _row(self, place: str, row: Mapping[str, Any], number: int) -> Row:
@@ -206,7 +206,7 @@ class AceCode(CodeTask):
     name: ClassVar[str] = "acecode"
     splits: ClassVar[tuple[str, ...]] = ("train", "validation")
 
-    answer_length: int = 512
+    answer_length: int = Usual(512)
     data: str = "TIGER-Lab/AceCode-87K"
     validation_share: float = 0.01
 

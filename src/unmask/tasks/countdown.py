@@ -15,6 +15,7 @@ from unmask.rewards.base import Reward
 from unmask.rewards.d1 import D1Countdown
 from unmask.rewards.puzzles import CountdownSolved, evaluate_expression
 from unmask.tasks.base import Row, split_of
+from unmask.tasks.protocols import Usual
 from unmask.tasks.puzzles import Puzzle
 
 INSTRUCTIONS = r"""You are quick at arithmetic. From the numbers below, build an expression whose value is the target.
@@ -59,7 +60,7 @@ class Countdown(Puzzle):
     other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Countdown()}
     instructions: ClassVar[str] = INSTRUCTIONS
 
-    answer_length: int = 10
+    answer_length: int = Usual(10)
     largest: int = 20
     partial: float = 0.1
 
@@ -111,6 +112,13 @@ class Countdown(Puzzle):
             raise UserError(
                 f"{place}: field {names[1]!r} must be a whole number of at most 9 digits, "
                 f"not {short(row.get(names[1]))!r}; correct or remove the row"
+            )
+        shortest = sum(len(str(number)) + 1 for number in numbers) - 1  # the numbers, and a sign between each two
+        if self.bare and shortest > self.answer_length:
+            raise UserError(
+                f"{place}: the shortest possible answer has {shortest} characters, but answer_length is "
+                f"{self.answer_length}: ask a language model in a chat (--protocol chat, in a run --task.protocol "
+                "chat), or raise answer_length"
             )
         return {"numbers": numbers, "target": target, "cluster": ",".join(map(str, sorted(numbers)))}
 

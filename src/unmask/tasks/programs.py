@@ -11,6 +11,7 @@ from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.code import Expression
 from unmask.rewards.sandbox import CodeExecutor, LocalSandbox
 from unmask.tasks.base import Row, World, by_split
+from unmask.tasks.protocols import Usual
 
 Point = tuple[int, int]
 HIDDEN = 8
@@ -78,7 +79,7 @@ class Programs(World):
     name: ClassVar[str] = "programs"
     alphabet: ClassVar[str | None] = "0123456789xymain+-*(),>;:"
 
-    answer_length: int = 12
+    answer_length: int = Usual(12)
     shown: int = 4
     sandbox: CodeExecutor = field(default_factory=LocalSandbox)
 

@@ -13,6 +13,7 @@ from unmask.tasks.base import Row, Task
 from unmask.tasks.files import held_out, sha256_of
 from unmask.tasks.hub import Source
 from unmask.tasks.own import Unjudged
+from unmask.tasks.protocols import Usual
 from unmask.tasks.tables import SUFFIXES, read_rows
 
 
@@ -36,7 +37,7 @@ class PromptSet(Task, ABC):
     id_column: ClassVar[str] = "id"
     category_column: ClassVar[str] = "category"
 
-    answer_length: int = 1024
+    answer_length: int = Usual(1024)
     data: str = ""
     part: str = "train"
 

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+class Usual(int):
+    """Answer slots that nobody chose, the default of a task: they give way to those of the protocol."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What an evaluation fixes besides the questions. The wording of instructions is our own in all of them.

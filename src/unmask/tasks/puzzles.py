@@ -27,7 +27,6 @@ class Puzzle(World, ABC):
     it.
 
     Args:
-        answer_length: answer slots. The default is for the bare layout; in chats it stands for the protocol's 256.
         data: empty: rows are generated. Else a file (.jsonl, .json, .csv, .tsv), a folder with train and test files, or
             the id of a hub data set; options of the generator then change nothing.
         subset: the hub data set's configuration; not used for files.
@@ -45,9 +44,6 @@ class Puzzle(World, ABC):
         super().__post_init__()
         if not 0 <= self.validation_share < 1:
             raise UserError(f"task {self.name}: validation_share must be in [0, 1), not {self.validation_share}")
-        own = self.asked_as.answer_length
-        if own is not None and self.answer_length == type(self).answer_length:
-            object.__setattr__(self, "answer_length", own)
 
     @abstractmethod
     def checked(self, place: str, row: Mapping[str, Any]) -> Row:

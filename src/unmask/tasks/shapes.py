@@ -12,6 +12,7 @@ from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.shapes import COLOURS, OPPOSITE, SHAPES, ShapesDrawn
 from unmask.tasks.base import Row, World, by_split
+from unmask.tasks.protocols import Usual
 
 CATEGORIES = ("single_object", "colors", "two_object", "counting", "color_attr", "position")
 """From the easiest to the hardest."""
@@ -97,7 +98,7 @@ class Shapes(World):
     )
     image_tokenizer: ClassVar[Path | None] = Path(__file__).with_name("shapes_codebook")
 
-    answer_length: int = 64
+    answer_length: int = Usual(64)
     validation_items: int = 240
     test_items: int = 480
     categories: tuple[str, ...] = CATEGORIES

@@ -14,6 +14,7 @@ from unmask.rewards.base import Reward
 from unmask.rewards.d1 import D1Sudoku
 from unmask.rewards.puzzles import SudokuSolved
 from unmask.tasks.base import Row, by_split
+from unmask.tasks.protocols import Usual
 from unmask.tasks.puzzles import Puzzle
 
 INSTRUCTIONS = """You are an expert in logic puzzles. Solve the 4x4 sudoku below.
@@ -58,7 +59,7 @@ class Sudoku(Puzzle):
     other_parsers: ClassVar[Mapping[str, Reward]] = {"d1": D1Sudoku()}
     instructions: ClassVar[str] = INSTRUCTIONS
 
-    answer_length: int = 16
+    answer_length: int = Usual(16)
     fewest_blanks: int = 4
     most_blanks: int = 10
     soft: bool = False
