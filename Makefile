@@ -4,7 +4,7 @@ TASK ?= sudoku
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow test-data lint clean
 
 install: .venv/installed
 
@@ -24,6 +24,10 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m 'slow and not gpu'
+
+test-data: install
+	$(if $(UNMASK_DATA),,$(error name the folder of the benchmark files: make test-data UNMASK_DATA=DIR))
+	UNMASK_DATA="$(abspath $(UNMASK_DATA))" $(BIN)/pytest -m data
 
 lint: install
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from runs import sandbox_works, tiny_model, words
 from unmask.cli import COMMANDS, main
 from unmask.config import PRESETS, SFTConfig, TrainConfig, parse, preset, preset_names
 from unmask.describe import plain
+from unmask.errors import UserError
 from unmask.generate import Notes, choose_sampler
 from unmask.models.checkpoint import outline
 from unmask.samplers import Ancestral, Entropy, LowConfidence, MaskGIT, TopProb
@@ -43,6 +44,28 @@ def test_every_run_preset_parses_and_survives_yaml(name, tmp_path):
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(plain(config)))
     assert parse(kind, "x", ["--config", str(again)]) == config
+
+
+def test_one_process_or_eight_can_share_the_prompts_of_every_run_preset():
+    names = [name for name in preset_names("runs") if "batch" not in yaml.safe_load(preset("runs", name).read_text())]
+    assert {"demo-sudoku", "llada-gsm8k", "mmada-geneval", "lumina-dimoo-geneval"} < set(names)
+    for name in names:
+        for processes in (1, 8):
+            parse(TrainConfig, "x", ["--config", name, "--out", "x"]).check_shares(processes)
+
+
+def test_what_cannot_be_is_told_before_a_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("unmask.run.load", lambda *_, **__: pytest.fail("loaded"))
+    assert main(["train", *words(tmp_path, "run", "--updates_per_epoch", "3")]) == 2
+    says = "prompts 4 must be a multiple of processes x updates_per_epoch = 1 x 3: add --prompts 6"
+    assert says in capsys.readouterr().err
+    own = ["--task", "Prompts", "--task.data", "x.jsonl", "--evaluation.every", "1", "--evaluation.keep_best", "true"]
+    assert main(["train", *words(tmp_path, "run"), *own]) == 2
+    assert "task prompts has no metric: evaluation.keep_best and stop_at need one" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"prompts 12 must be a multiple .* 8 x 1: add --prompts 16"):
+        parse(TrainConfig, "x", ["--config", "demo-sudoku", "--prompts", "12", "--out", "x"]).check_shares(8)
+    with pytest.raises(UserError, match="batch 12 must be a multiple of the 8 processes: set it to 16"):
+        parse(SFTConfig, "x", ["--config", "sudoku-sft", "--batch", "12", "--out", "x"]).check_shares(8)
 
 
 @pytest.mark.parametrize("name", preset_names("methods"))

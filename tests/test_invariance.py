@@ -1,5 +1,6 @@
 """What must not change a run: micro-batches, a stop in between. A few updates in float64, 1e-9."""
 
+import json
 import re
 import subprocess
 
@@ -9,6 +10,8 @@ import torch
 from runs import distance, metrics, run, weights
 from unmask.errors import RunError, UserError
 from unmask.report import write_report
+from unmask.rewards.base import Score
+from unmask.rewards.puzzles import SudokuSolved
 from unmask.types import View
 from unmask.views import score
 
@@ -154,6 +157,17 @@ def test_a_reward_that_has_nothing_to_say_is_no_failure(straight):
     assert re.search(r"<th>every_second</th>.*?>50.0 %<.*?>0.0 %<.*?>50.0 %<.*?>0.0 %<", page)
     assert "every_second_not_applicable" not in page
     assert "What rewards said" not in write_report(straight / "straight").read_text()
+
+
+def test_an_evaluation_that_nobody_could_judge_does_not_count(straight, monkeypatch):
+    monkeypatch.setattr(SudokuSolved, "judge", lambda *_: Score.infra_error("the service is down"))
+    more = ("--evaluation.every", "1", "--evaluation.keep_best", "true", "--evaluation.stop_at", "0")
+    assert run(straight, "unjudged", *more, "--steps", "2").step == 2
+    notes = [json.loads(line) for line in (straight / "unjudged/notes.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes] == [1, 2]
+    says = "no answer of the evaluation could be judged (the service is down): it does not count"
+    assert {note["note"] for note in notes} == {says}
+    assert "eval/success" not in metrics(straight / "unjudged")[0]
 
 
 def test_an_early_stop_is_remembered_by_a_resumed_run(straight):

@@ -10,10 +10,10 @@ import torch
 from runs import SETTINGS
 from toys import Table
 from unmask.config import SFTConfig, parse
-from unmask.errors import RunError
+from unmask.errors import RunError, UserError
 from unmask.models.policy import BackbonePolicy
 from unmask.random import Random
-from unmask.supervised import corrupt, ratios, sft
+from unmask.supervised import Course, corrupt, ratios, sft
 from unmask.types import View
 from unmask.views import score
 
@@ -85,6 +85,27 @@ def test_training_lowers_the_loss_and_repeats(tmp_path):
     assert [row["step"] for row in rows] == list(range(1, 41))
     first, last = (sum(row["train/loss"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
     assert last < 0.8 * first
+
+
+def test_rows_without_a_completion_are_refused_before_training_or_left_out(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"nums": [{n}, 2, 2], "target": {n + 4 + 90 * (n > 5)}}}\n' for n in range(2, 10)))
+    words = ["--task", "Countdown", "--task.data", str(file), "--task.validation_share", "0"]
+    settings = config(tmp_path, *words)
+    rows = settings.task.rows("train")
+    some = [row["nums"] for row in rows if "completion" in row]
+    assert 0 < len(some) < len(rows) == 8
+    with pytest.raises(
+        UserError, match=rf"{8 - len(some)} of 8 training rows .* first is countdown-train-5; .*leave_out"
+    ):
+        sft(settings)
+    assert not (tmp_path / "run").exists()
+    run = sft(config(tmp_path, *words, "--without_completion", "leave_out"))
+    kept = Course(run, run.config, 0).rows
+    assert run.step == 3 and [row["nums"] for row in kept] == some
+    file.write_text('{"nums": [1, 1, 1], "target": 99}\n' * 8)
+    with pytest.raises(UserError, match="training rows of task countdown have no completion to learn from: name other"):
+        sft(config(tmp_path, *words, "--without_completion", "leave_out", "--out", str(tmp_path / "other")))
 
 
 def test_the_filling_after_the_answer_is_a_target_only_if_asked(tmp_path):

@@ -76,6 +76,14 @@ class TrainConfig(RunConfig):
         if self.reward_weights and len(self.reward_weights) != len(self.rewards):
             raise UserError(f"{len(self.rewards)} rewards need as many reward_weights, not {len(self.reward_weights)}")
 
+    def check_shares(self, processes: int) -> None:
+        wanted = processes * self.updates_per_epoch
+        if self.prompts % wanted:
+            raise UserError(
+                f"prompts {self.prompts} must be a multiple of processes x updates_per_epoch = "
+                f"{processes} x {self.updates_per_epoch}: add --prompts {-(-self.prompts // wanted) * wanted}"
+            )
+
     def weighted_rewards(self) -> list[Weighted]:
         """What is maximised."""
         if not self.rewards:
@@ -100,7 +108,6 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
     )
     if run.finished:
         return run
-    _check_shares(config, run.runtime.world)
     rewards = run.rewards
     rows = config.task.rows("train")
     local = config.prompts // run.runtime.world
@@ -147,14 +154,6 @@ def train(config: TrainConfig, resume: bool = False) -> Run:
             _keep_some(run, config, rollouts, judged, completions, asked, step)
         run.finish()
     return run
-
-
-def _check_shares(config: TrainConfig, world: int) -> None:
-    if config.prompts % (world * config.updates_per_epoch):
-        raise UserError(
-            f"prompts {config.prompts} must be a multiple of processes x updates_per_epoch = "
-            f"{world} x {config.updates_per_epoch}"
-        )
 
 
 def _places(config: TrainConfig, rank: int, world: int, step: int) -> list[int]:

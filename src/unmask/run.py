@@ -6,6 +6,7 @@ validation split, checkpoints, exact resume, progress.
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(ABC):
     """Settings of every run.
 
     Args:
@@ -114,6 +115,14 @@ class RunConfig:
             raise UserError(f"steps must be at least 1, not {self.steps}")
         if self.save_every < 0 or self.keep_checkpoints < 1:
             raise UserError("save_every must not be negative, keep_checkpoints at least 1")
+        if isinstance(self.task.success, Unjudged) and (
+            self.evaluation.keep_best or self.evaluation.stop_at is not None
+        ):
+            raise UserError(f"task {self.task.name} has no metric: evaluation.keep_best and stop_at need one")
+
+    @abstractmethod
+    def check_shares(self, processes: int) -> None:
+        """Raises UserError where so many processes cannot share the work of an update evenly."""
 
 
 class Run:
@@ -147,6 +156,7 @@ class Run:
         self.micro_batch, self.rollout_batch = config.compute.micro_batch, config.compute.rollout_batch
         if self.finished:
             return
+        config.check_shares(self.runtime.world)
         self.model = self._model()
         self._settings = self._resolved(str(self.model.dtype).removeprefix("torch."))
         self.modality = self.model.modality
@@ -364,8 +374,9 @@ class Run:
         )
         row |= {f"eval/reward/{name}": mean for name, mean in outcome.reward_means().items()}
         if not outcome.judged:
-            if evaluation.keep_best or evaluation.stop_at is not None:
-                raise UserError(f"task {self.task.name} has no metric: evaluation.keep_best and stop_at need one")
+            failed = [item.get("reason") for item in outcome.generations if item["status"] == "infra_error"]
+            if failed:
+                self.note(f"no answer of the evaluation could be judged ({failed[0]}): it does not count")
             return
         row["eval/success"], (row["eval/low"], row["eval/high"]) = outcome.score, outcome.interval
         if evaluation.keep_best and outcome.score > self.best:

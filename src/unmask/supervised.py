@@ -15,7 +15,7 @@ from unmask.errors import UserError
 from unmask.random import Random
 from unmask.run import Run, RunConfig
 from unmask.stream import order
-from unmask.tasks.base import Row, Task
+from unmask.tasks.base import ENDLESS, Generated, Row, Task
 from unmask.types import Canvas, Policy, View
 from unmask.views.counts import ExactCounts
 from unmask.views.score import score
@@ -37,6 +37,7 @@ class Lesson:
         counts: how pictures are masked: exact counts, and the loss is the mean over all masked slots of the batch; null
             masks and weighs as `loss` and `lowest_ratio` say.
         blank_share: share of the rows that are trained without their prompt, for classifier-free guidance.
+        without_completion: rows that have none to learn from are refused before training, or left out.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Lesson:
     stratified: bool = True
     counts: ExactCounts | None = None
     blank_share: float = 0.0
+    without_completion: Literal["refuse", "leave_out"] = "refuse"
 
     def __post_init__(self):
         if self.batch < 1:
@@ -78,6 +80,14 @@ class SFTConfig(RunConfig, Lesson):
     def __post_init__(self):
         RunConfig.__post_init__(self)
         Lesson.__post_init__(self)
+
+    def check_shares(self, processes: int) -> None:
+        for lesson in (self, *self.also):
+            if lesson.batch % processes:
+                fits = -(-lesson.batch // processes) * processes
+                raise UserError(
+                    f"batch {lesson.batch} must be a multiple of the {processes} processes: set it to {fits}"
+                )
 
 
 def times(lesson: Lesson, root: Random, index: Tensor) -> Float[Tensor, "b"]:
@@ -151,19 +161,35 @@ def sft(config: SFTConfig, resume: bool = False) -> Run:
     return run
 
 
+def _demonstrated(lesson: Lesson) -> Sequence[Row]:
+    """The training rows that have a completion. Of an endless set the first one speaks for all."""
+    task = lesson.task
+    rows = task.rows("train")
+    looked_at = rows[:1] if len(rows) == ENDLESS else rows
+    kept = [index for index, row in enumerate(looked_at) if row.get("completion") is not None]
+    if len(kept) == len(looked_at):
+        return rows
+    if not kept:
+        raise UserError(f"the training rows of task {task.name} have no completion to learn from: name other data")
+    if lesson.without_completion == "refuse":
+        first = next(number for number, index in enumerate([*kept, len(rows)]) if number != index)
+        raise UserError(
+            f"task {task.name}: {len(rows) - len(kept)} of {len(rows)} training rows have no completion to learn from, "
+            f"the first is {rows[first].get('id')}; add them, or set without_completion to leave_out"
+        )
+    return Generated(lambda i: rows[kept[i]], len(kept))
+
+
 class Course:
     """A lesson in a run: its rows, and the model asked for what they show.
 
     Raises:
-        UserError: a batch that the processes cannot share; a model that does not make such answers.
+        UserError: a model that does not make such answers; rows without a completion, unless they are to be left out.
     """
 
     def __init__(self, run: Run, lesson: Lesson, number: int):
-        world = run.runtime.world
-        if lesson.batch % world:
-            raise UserError(f"batch {lesson.batch} must be a multiple of the {world} processes")
         self.run, self.lesson, self.task = run, lesson, lesson.task
-        self.rows, self.local = lesson.task.rows("train"), lesson.batch // world
+        self.rows, self.local = _demonstrated(lesson), lesson.batch // run.runtime.world
         self.model = run.model.answering(lesson.task.answers)
         self._own = f" {number}" if number else ""  # draws of the main lesson do not depend on the others
         self._encode(list(self.rows[:1]))  # what cannot be had is told before anything is written
@@ -185,9 +211,6 @@ class Course:
     def _encode(self, rows: list[Row]) -> tuple[Canvas, Tensor, Tensor]:
         """Prompts on a canvas, answers, and which answer tokens are not filling."""
         task, modality, slots = self.task, self.model.modality, self.task.answer_length
-        missing = next((row for row in rows if row.get("completion") is None), None)
-        if missing is not None:
-            raise UserError(f"row {missing.get('id')} of task {task.name} has no completion to learn from")
         canvas = modality.encode([row["prompt"] for row in rows], slots)
         try:
             x, filled = modality.encode_answers([row["completion"] for row in rows], slots)
