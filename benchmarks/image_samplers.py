@@ -24,9 +24,9 @@ from unmask.samplers import Ancestral, MaskGIT, Sampler
 from unmask.tasks import Shapes
 
 SAMPLERS: dict[str, Sampler] = {
-    "emerge": Ancestral(temperature=1.0),
-    "emerge-counts": Ancestral(temperature=1.0, exact_count=True),
-    "maskgit": MaskGIT(temperature=1.0),
+    "emerge": Ancestral(temperature=0.8),
+    "emerge-counts": Ancestral(temperature=0.8, exact_count=True),
+    "maskgit": MaskGIT(temperature=0.8),
 }
 
 
