@@ -293,7 +293,8 @@ def _rescore(options: Namespace, about_task: Sequence[str], out: Path | None, wo
     needless += [word.removeprefix("--") for word in words[:1]] + (["resume"] if options.resume else [])
     if needless:
         raise UserError(f"--generations scores what is stored: leave out {', '.join(needless)}")
-    stored, task = read_generations(Path(options.generations)), _task(options, by_name(options.task)(), about_task)
+    task = _task(options, by_name(options.task)(), about_task)
+    stored = read_generations(Path(options.generations))
     if _chosen(options, about_task, "protocol"):  # it holds against what the file says
         stored = replace(stored, about={**stored.about, "protocol": task.protocol})
     task = stored.asked(task)

@@ -117,7 +117,7 @@ def new_model(
             "model_type": "mmada",
             "new_vocab_size": rows,
             "num_new_special_tokens": 0,
-            "num_vq_tokens": image_slots,
+            "num_vq_tokens": int(image_slots),
             "tie_word_embeddings": False,
             "w_clip_vit": False,
         }
