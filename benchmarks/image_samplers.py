@@ -54,12 +54,13 @@ def measured(model: str, sampler: str, steps: int, file: Path) -> dict[str, floa
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--out", type=Path, default=Path("runs/image-samplers"))
     options = parser.parse_args()
     print("| sampler | steps | success before | after | diversity before | after |\n|---|---|---|---|---|---|")
-    for sampler in SAMPLERS:
+    for sampler in options.samplers:
         runs = [trained(options.out, sampler, seed) for seed in options.seeds]
         for steps in options.steps:
             base = measured("builtin:shapes", sampler, steps, options.out / f"base-{sampler}-{steps}.json")
