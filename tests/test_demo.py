@@ -42,3 +42,11 @@ def test_the_demo_learns(tmp_path, method):
 def test_the_demo_learns_nothing_from_shuffled_rewards(tmp_path):
     summary = run_demo(tmp_path / "demo", "--shuffle_rewards", "true")
     assert summary["after"] - summary["before"] < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_demo_for_pictures_learns_and_keeps_their_variety(tmp_path):
+    summary = run_demo(tmp_path / "demo", "--task", "shapes")
+    assert 0.30 <= summary["before"] <= 0.55 and summary["after"] - summary["before"] >= 0.20
+    assert summary["test_items"] >= 480 and summary["diversity_after"] >= summary["diversity_before"] / 2
