@@ -521,23 +521,49 @@ def test_a_server_that_stays_away_costs_its_samples_and_nothing_else(tmp_path, m
     program.kill()
 
 
+def test_a_run_outlives_a_server_that_says_nonsense_in_every_way(tmp_path):
+    over = threading.Event()
+
+    def answer(number: int, body: bytes):
+        step, place = divmod(number - 1, 4)  # the first request asks whether the server is sound
+        if step == 1 and place < 3:
+            return HOSTILE[("garbage", "huge", "NaN")[place]][0](body)
+        if step == 1:
+            over.wait(5)  # late
+        return 200, {}, reply(body)
+
+    options = "batch=4, requests=1, patience.read=1, patience.tries=1"
+    with Scripted(answer) as server, pytest.warns(UserWarning, match="did not judge 16 of 16 completions"):
+        word = f"remote:{server.url}/ones({options})"
+        run(tmp_path, "run", "--reward", word, "--max_dropped_share", "1")
+        over.set()
+    rows = metrics(tmp_path / "run")
+    assert [row["rollout/dropped_share"] for row in rows] == [0, 1, 0]
+    assert [row["reward/ones_infra_error"] for row in rows] == [0, 1, 0]
+    assert len(server.bodies) == 13
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_sudoku_is_learned_from_a_server_that_is_killed_in_the_middle(tmp_path):
     program = Program("sudoku")
     folder = tmp_path / "run"
 
+    def dropped() -> list[float]:
+        return [row["rollout/dropped_share"] for row in metrics(folder)]
+
     def kill_once() -> None:
         until(lambda: (folder / "metrics.jsonl").is_file() and len(metrics(folder)) >= 8, 900)
         program.kill()
-        time.sleep(3)
+        until(lambda: any(dropped()), 300)
         program.start()
 
+    reward = f"remote:{program.addresses[0]}(patience.connect=1, patience.total=2)"
+    words = ["--out", str(folder), "--reward", reward, "--max_dropped_share", "1"]
     with ThreadPoolExecutor(1) as threads:
         killed = threads.submit(kill_once)
-        address = program.addresses[0]
-        assert main(["train", "--config", "demo-sudoku", "--out", str(folder), "--reward", f"remote:{address}"]) == 0
+        assert main(["train", "--config", "demo-sudoku", *words]) == 0
         killed.result(60)
     program.kill()
-    assert [row["rollout/dropped_share"] for row in metrics(folder)] == [0] * 25
+    assert len(dropped()) == 25 and any(dropped()[8:]) and not any(dropped()[:8] + dropped()[-1:])
     assert metrics(folder)[-1]["eval/success"] >= 0.75
