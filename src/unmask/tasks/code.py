@@ -10,7 +10,7 @@ from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.code import Code
 from unmask.rewards.sandbox import CodeExecutor, CodeJob, LocalSandbox
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out
+from unmask.tasks.files import check_validation_share, part_of
 from unmask.tasks.hub import Source
 from unmask.tasks.protocols import MASKGRPO_CODE, UNMASK, Protocol, Usual
 
@@ -212,8 +212,7 @@ class AceCode(CodeTask):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"task acecode: validation_share must be in [0, 1), not {self.validation_share}")
+        check_validation_share(self.name, self.validation_share)
 
     def _row(self, place: str, row: Mapping[str, Any], number: int) -> Row:
         question = _text(place, row, "question")
@@ -225,8 +224,7 @@ class AceCode(CodeTask):
         }
 
     def _of_split(self, rows: list[Row], split: str) -> list[Row]:
-        out = held_out([row["text"] for row in rows], self.validation_share)
-        return [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
+        return part_of(split, rows, [row["text"] for row in rows], self.validation_share)
 
     def _hub(self, split: str) -> tuple[str | None, str]:
         del split

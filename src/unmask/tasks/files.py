@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import UserError
-from unmask.tasks.base import stable_share
+from unmask.tasks.base import Row, stable_share
 
 
 def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -58,3 +58,30 @@ def held_out(keys: Sequence[str], share: float) -> list[bool]:
         return [False] * len(keys)
     bound = distinct[min(max(round(share * len(distinct)), 1), len(distinct) - 1) - 1]
     return [place <= bound for place in places]
+
+
+def check_validation_share(task: str, share: float) -> None:
+    """Raises UserError where it is no share that can be held out."""
+    if not 0 <= share < 1:
+        raise UserError(f"task {task}: validation_share must be in [0, 1), not {share}")
+
+
+def part_of(split: str, rows: Sequence[Row], keys: Sequence[str], share: float) -> list[Row]:
+    """Those of the rows that are held out where the split is `validation`, else the others; see `held_out`."""
+    out = held_out(keys, share)
+    return [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
+
+
+def some_part_of(split: str, rows: Sequence[Row], keys: Sequence[str], share: float, task: str, data: Any) -> list[Row]:
+    """As `part_of`.
+
+    Args:
+        task, data: what a message names.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    chosen = part_of(split, rows, keys, share)
+    if not chosen:
+        raise UserError(f"task {task}: {data} has no rows for {split}; raise validation_share or add rows")
+    return chosen

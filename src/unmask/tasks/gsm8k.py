@@ -10,7 +10,7 @@ from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.d1 import D1Number
 from unmask.rewards.text import Format, Integer, Number, gold_number
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out
+from unmask.tasks.files import check_validation_share, some_part_of
 from unmask.tasks.hub import Source
 from unmask.tasks.protocols import OF_MATHEMATICS, Protocol
 
@@ -49,8 +49,7 @@ class GSM8K(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"task gsm8k: validation_share must be in [0, 1), not {self.validation_share}")
+        check_validation_share(self.name, self.validation_share)
 
     def rows(self, split: str) -> Sequence[Row]:
         if split not in ("train", "validation", "test"):
@@ -59,11 +58,8 @@ class GSM8K(Task):
         rows = [self._row(place, row, source.part) for place, row in source.rows()]
         if split == "test":
             return rows
-        out = held_out([row["question"].strip() for row in rows], self.validation_share)
-        chosen = [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
-        if not chosen:
-            raise UserError(f"task gsm8k: {self.data} has no rows for {split}; raise validation_share or add rows")
-        return chosen
+        keys = [row["question"].strip() for row in rows]
+        return some_part_of(split, rows, keys, self.validation_share, self.name, self.data)
 
     def rewards(self) -> list[Weighted]:
         return [

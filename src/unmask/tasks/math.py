@@ -11,7 +11,7 @@ from unmask.rewards.math import Math, gold_text
 from unmask.rewards.text import Boxed, Format, boxes
 from unmask.rewards.verifier import installed
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out
+from unmask.tasks.files import check_validation_share, some_part_of
 from unmask.tasks.hub import Source
 from unmask.tasks.protocols import OF_MATHEMATICS, Protocol
 
@@ -53,8 +53,7 @@ class MathTask(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"task {self.name}: validation_share must be in [0, 1), not {self.validation_share}")
+        check_validation_share(self.name, self.validation_share)
 
     @property
     def parser(self) -> str:
@@ -72,13 +71,8 @@ class MathTask(Task):
         rows = [self._row(place, row, source.part) for place, row in source.rows()]
         if split == "test":
             return rows
-        out = held_out([row["problem"].strip() for row in rows], self.validation_share)
-        chosen = [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
-        if not chosen:
-            raise UserError(
-                f"task {self.name}: {self.data} has no rows for {split}; raise validation_share or add rows"
-            )
-        return chosen
+        keys = [row["problem"].strip() for row in rows]
+        return some_part_of(split, rows, keys, self.validation_share, self.name, self.data)
 
     def rewards(self) -> list[Weighted]:
         form = Format(opened=bool(self.asked_as.prefill), tag=self.asked_as.tag)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from unmask.errors import UserError
 from unmask.rewards.base import PerItem, Reward, Score, Weighted
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out, sha256_of
+from unmask.tasks.files import check_validation_share, sha256_of, some_part_of
 from unmask.tasks.protocols import Protocol
 
 
@@ -44,8 +44,7 @@ class OwnRows(Task, ABC):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"task {self.name}: validation_share must be in [0, 1), not {self.validation_share}")
+        check_validation_share(self.name, self.validation_share)
 
     @abstractmethod
     def read(self, path: Path) -> list[Row]:
@@ -64,11 +63,8 @@ class OwnRows(Task, ABC):
             raise self.no_split(split, ("train", "validation"))
         path = self._path()
         rows = self.read(path)
-        out = held_out([self.key(row) for row in rows], self.validation_share)
-        chosen = [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
-        if not chosen:
-            raise UserError(f"task {self.name}: {path} has no rows for {split}; raise validation_share or add rows")
-        return chosen
+        keys = [self.key(row) for row in rows]
+        return some_part_of(split, rows, keys, self.validation_share, self.name, path)
 
     def rewards(self) -> list[Weighted]:
         raise UserError(f"task {self.name} has no reward of its own; name one with --reward NAME or FILE.py:FUNCTION")

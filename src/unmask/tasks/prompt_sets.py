@@ -10,7 +10,7 @@ from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.images import HPScore, ImageRewardScore
 from unmask.tasks.base import Row, Task
-from unmask.tasks.files import held_out, sha256_of
+from unmask.tasks.files import check_validation_share, sha256_of, some_part_of
 from unmask.tasks.hub import Source
 from unmask.tasks.own import Unjudged
 from unmask.tasks.protocols import Usual
@@ -128,20 +128,14 @@ class ImagePrompts(PromptSet):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"task {self.name}: validation_share must be in [0, 1), not {self.validation_share}")
+        check_validation_share(self.name, self.validation_share)
 
     def rows(self, split: str) -> Sequence[Row]:
         rows = super().rows(split)
         if split == "test":
             return rows
-        out = held_out([row["prompt"] for row in rows], self.validation_share)
-        chosen = [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
-        if not chosen:
-            raise UserError(
-                f"task {self.name}: {self.data} has no rows for {split}; raise validation_share or add rows"
-            )
-        return chosen
+        keys = [row["prompt"] for row in rows]
+        return some_part_of(split, rows, keys, self.validation_share, self.name, self.data)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unmask.errors import UserError
 from unmask.rewards.base import Reward, Weighted
 from unmask.rewards.text import Format
 from unmask.tasks.base import Generated, Row, World
-from unmask.tasks.files import held_out
+from unmask.tasks.files import check_validation_share, some_part_of
 from unmask.tasks.hub import Source
 from unmask.tasks.protocols import CHAT, D1, UNMASK, Protocol
 
@@ -42,8 +41,7 @@ class Puzzle(World, ABC):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"task {self.name}: validation_share must be in [0, 1), not {self.validation_share}")
+        check_validation_share(self.name, self.validation_share)
 
     @abstractmethod
     def checked(self, place: str, row: Mapping[str, Any]) -> Row:
@@ -94,12 +92,8 @@ class Puzzle(World, ABC):
         source = self._source(split)
         rows = [self._kept(place, row, source.part) for place, row in source.rows()]
         if split != "test":
-            out = held_out([row["cluster"] for row in rows], self.validation_share)
-            rows = [row for row, held in zip(rows, out, strict=True) if held == (split == "validation")]
-        if not rows:
-            raise UserError(
-                f"task {self.name}: {self.data} has no rows for {split}; raise validation_share or add rows"
-            )
+            keys = [row["cluster"] for row in rows]
+            rows = some_part_of(split, rows, keys, self.validation_share, self.name, self.data)
         return Generated(lambda i: self.laid_out(self.bare_item(rows[i])), len(rows))
 
     def _kept(self, place: str, row: Mapping[str, Any], part: str) -> Row:

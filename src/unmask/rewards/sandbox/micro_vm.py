@@ -22,9 +22,9 @@ KEY = "E2B_API_KEY"
 GRACE = 30.0
 """Seconds beyond those of its jobs in which the answers of a batch must be there."""
 
-_FOLDER = "/root/unmask"
 _JOBS = "jobs"  # one name: those of a command that never began are overwritten
 _USER = "root"  # of the VM; the program gives that up itself
+_FOLDER = f"/{_USER}/unmask"  # in its home, where nobody else can read
 _REQUEST = 30.0  # seconds for what is answered at once
 _LARGEST_OUTPUT = 1 << 24
 
